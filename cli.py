@@ -1,0 +1,173 @@
+"""What every command shares: flags from a dataclass, JSONL files, and the prompts of the tasks.
+
+A command's settings are one flat dataclass; `parse` turns each field into a flag and the comment
+behind the field into its help text. Whatever a person gets wrong ends in `stop`: one line, exit
+code 2, before any work. `read_problems` reads this project's problem files and, as they are, the
+official files of Knights & Knaves, MATH (and MATH-500) and GSM8K.
+"""
+import argparse
+import dataclasses
+import inspect
+import json
+import os
+import re
+import sys
+import types
+import typing
+
+from verify import last_boxed
+
+
+def stop(message: str):
+    """Say what is wrong in one line and leave with exit code 2."""
+    print(f"{os.path.basename(sys.argv[0])}: {' '.join(str(message).split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# ---- flags -----------------------------------------------------------------------------------
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        stop(f"{message} (--help lists the flags)")
+
+
+def _comments(settings_class) -> dict[str, str]:
+    """Field name -> the comment behind it (lines holding only a comment continue it)."""
+    comments, last = {}, None
+    for line in inspect.getsource(settings_class).splitlines():
+        if field := re.match(r"    (\w+): [^#]*(?:#\s*(.*))?$", line):
+            last, comments[field[1]] = field[1], field[2] or ""
+        elif last and (more := re.match(r"\s+#\s*(.*)", line)):
+            comments[last] += " " + more[1]
+    return comments
+
+
+def parse(settings_class, description: str, positional: str = "", argv=None):
+    """The settings a command line asks for: `max_new_tokens: int = 64` becomes --max-new-tokens.
+
+    A field without default is required, a list takes one or more values, a bool also makes
+    --no-NAME; the field named by `positional` is given without a flag.
+    """
+    parser = _Parser(description=description, allow_abbrev=False,
+                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    hints, comments = typing.get_type_hints(settings_class), _comments(settings_class)
+    for field in dataclasses.fields(settings_class):
+        kind = hints[field.name]
+        if isinstance(kind, types.UnionType):                       # `str | None`: a str if given
+            kind = next(k for k in typing.get_args(kind) if k is not types.NoneType)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        required = default is dataclasses.MISSING
+        shown = "required" if required else f"default {default}"
+        about = {"help": f"{comments.get(field.name, '')} [{shown}]".replace("%", "%%")}
+        if typing.get_origin(kind) is list:
+            about.update(type=typing.get_args(kind)[0], nargs="+")
+        elif kind is bool:
+            about.update(action=argparse.BooleanOptionalAction)
+        else:
+            about.update(type=kind)
+        if field.name == positional:
+            if not required and about.get("nargs") is None:
+                about["nargs"] = "?"
+            parser.add_argument(field.name, **about, **({} if required else {"default": default}))
+        else:
+            parser.add_argument("--" + field.name.replace("_", "-"), dest=field.name,
+                                required=required, default=None if required else default, **about)
+    return settings_class(**vars(parser.parse_args(argv)))
+
+
+# ---- files -----------------------------------------------------------------------------------
+def read_jsonl(path: str, *required: str) -> list[dict]:
+    """The objects of a JSONL file, each with the required fields; errors name file and line."""
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    stop(f"{path}:{number}: not JSON: {error}")
+                if not isinstance(row, dict):
+                    stop(f"{path}:{number}: not a JSON object")
+                if missing := [name for name in required if name not in row]:
+                    stop(f"{path}:{number}: no field {', '.join(map(repr, missing))}")
+                rows.append(row)
+    except OSError as error:
+        stop(f"cannot read {path}: {error.strerror}")
+    except UnicodeDecodeError:
+        stop(f"{path}: not UTF-8 text")
+    return rows
+
+
+def write_jsonl(path: str, rows) -> None:
+    """Write a JSONL file whole or not at all: a temporary file beside it, then a rename."""
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(partial, "w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        os.replace(partial, path)
+    except OSError as error:
+        stop(f"cannot write {path}: {error.strerror}")
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)
+
+
+# ---- problems --------------------------------------------------------------------------------
+SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+KK_SUFFIX = (" Your final answer should be in this format:"
+             " \\boxed{XX is a knave, YY is a knight, ...}")
+
+
+def prompt_text(question: str, template: str) -> str:
+    """The full text given to the model. `chat` and `base` are the paper's (PAPER: A, prompts)."""
+    if template == "chat":
+        return (f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n"
+                "<|im_start|>assistant\n")
+    if template == "base":
+        return f"Question:\n{question}\nAnswer:\nLet's think step by step."
+    if template == "plain":
+        return question + "\n"
+    raise ValueError(f"unknown template {template!r}: chat, base or plain")
+
+
+def as_problem(row: dict, template: str, name: str) -> dict | None:
+    """One line of any known source as a problem (id, task, prompt, gold, level); None: unknown."""
+    if {"task", "prompt", "gold"} <= row.keys():                                # our own
+        return {"id": name, "level": None, **row}
+    if {"quiz", "names", "solution"} <= row.keys():                             # K&K
+        roles = row.get("knight_knave", {})
+        knight, knave = roles.get("a_knight", "a knight"), roles.get("a_knave", "a knave")
+        gold = ", ".join(f"{person} is {knight if true else knave}"
+                         for person, true in zip(row["names"], row["solution"]))
+        suffix = KK_SUFFIX.replace("a knight", knight).replace("a knave", knave)
+        return {**row, "id": name, "task": "kk", "gold": gold, "level": len(row["names"]),
+                "prompt": prompt_text(row["quiz"] + suffix, template)}
+    if {"problem", "solution"} <= row.keys():                                   # MATH, MATH-500
+        gold = row["answer"] if "answer" in row else last_boxed(row["solution"])
+        level = re.sub(r"Level ", "", str(row.get("level", ""))) or None
+        return None if gold is None else {
+            **row, "id": row.get("unique_id", name), "task": "math", "gold": gold,
+            "level": int(level) if level and level.isdigit() else level,
+            "prompt": prompt_text(row["problem"], template)}
+    if {"question", "answer"} <= row.keys() and "####" in row["answer"]:        # GSM8K
+        return {**row, "id": name, "task": "gsm8k", "level": None,
+                "gold": row["answer"].rsplit("####", 1)[1].strip().replace(",", ""),
+                "prompt": prompt_text(row["question"], template)}
+    return None
+
+
+def read_problems(path: str, template: str = "chat") -> list[dict]:
+    """The problems of a file; `template` makes the prompts of official files, ours carry theirs."""
+    problems = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        problem = as_problem(row, template, f"{os.path.basename(path)}:{number}")
+        if problem is None:
+            stop(f"{path}:{number}: not a problem: needs task, prompt and gold, or the fields of an"
+                 " official K&K, MATH or GSM8K file")
+        problems.append(problem)
+    return problems

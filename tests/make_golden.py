@@ -1,0 +1,56 @@
+"""Make tests/golden: a tiny Hugging Face directory and what transformers computes with it.
+
+    pip install transformers && python tests/make_golden.py
+
+Every parameter is random and large, biases and norms too: with the usual initialisation (biases
+0, norms 1) a model that forgets them would pass. The vocabulary is padded beyond the tokenizer,
+as Qwen's is, and the pad token is the end token, as in Qwen2.5 base.
+"""
+import os
+
+import torch
+import transformers
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
+TEXT = ["A says B is a knave. B says A is a knight.", "So who is a knight and who is a knave?",
+        "The answer is \\boxed{A is a knight, B is a knave}"]
+
+
+def make_tokenizer(path):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer.save(path)
+    return tokenizer
+
+
+def main():
+    torch.manual_seed(0)
+    os.makedirs(HERE, exist_ok=True)
+    tokenizer = make_tokenizer(os.path.join(HERE, "tokenizer.json"))
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+        vocab_size=320, hidden_size=64, intermediate_size=144, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        rope_theta=1e6, tie_word_embeddings=True, eos_token_id=0, pad_token_id=0)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
+    model.generation_config.eos_token_id = [0, 2]
+    model.save_pretrained(HERE)
+
+    tokens = torch.randint(0, tokenizer.get_vocab_size(), (3, 48))
+    greedy = tokens[:, :16]
+    for _ in range(64):                             # over the ids that exist, never stopping
+        logits = model(greedy).logits[:, -1:, :tokenizer.get_vocab_size()]
+        greedy = torch.cat([greedy, logits.argmax(-1)], dim=1)
+    save_file({"tokens": tokens, "logits": model(tokens).logits.detach(),
+               "greedy": greedy[:, 16:].contiguous()}, os.path.join(HERE, "expected.safetensors"))
+
+
+if __name__ == "__main__":
+    main()
