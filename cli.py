@@ -59,7 +59,8 @@ def parse(settings_class, description: str, positional: str = "", argv=None):
             default = field.default_factory()
         required = default is dataclasses.MISSING
         shown = "required" if required else f"default {default}"
-        about = {"help": f"{comments.get(field.name, '')} [{shown}]".replace("%", "%%")}
+        about = comments.get(field.name, "") + (f" [{shown}]" if default not in (None, "") else "")
+        about = {"help": about.replace("%", "%%")}
         if typing.get_origin(kind) is list:
             about.update(type=typing.get_args(kind)[0], nargs="+")
         elif kind is bool:
@@ -77,8 +78,8 @@ def parse(settings_class, description: str, positional: str = "", argv=None):
 
 
 # ---- files -----------------------------------------------------------------------------------
-def read_jsonl(path: str, *required: str) -> list[dict]:
-    """The objects of a JSONL file, each with the required fields; errors name file and line."""
+def numbered_jsonl(path: str, *required: str) -> list[tuple[int, dict]]:
+    """(line number, object) of a JSONL file; errors name file and line."""
     rows = []
     try:
         with open(path, encoding="utf-8") as file:
@@ -87,18 +88,40 @@ def read_jsonl(path: str, *required: str) -> list[dict]:
                     continue
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     stop(f"{path}:{number}: not JSON: {error}")
                 if not isinstance(row, dict):
                     stop(f"{path}:{number}: not a JSON object")
                 if missing := [name for name in required if name not in row]:
                     stop(f"{path}:{number}: no field {', '.join(map(repr, missing))}")
-                rows.append(row)
+                rows.append((number, row))
     except OSError as error:
         stop(f"cannot read {path}: {error.strerror}")
     except UnicodeDecodeError:
         stop(f"{path}: not UTF-8 text")
     return rows
+
+
+def read_jsonl(path: str, *required: str) -> list[dict]:
+    """The objects of a JSONL file, each with the required fields."""
+    return [row for _, row in numbered_jsonl(path, *required)]
+
+
+def as_line(row: dict) -> str:
+    """One line of JSONL. A sampled text may hold half a character: that alone is escaped."""
+    line = json.dumps(row, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", line) + "\n"
+
+
+def check_output(path: str) -> None:
+    """Stop now, not after hours of work, where a file cannot be written."""
+    folder = os.path.dirname(path) or "."
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        stop(f"cannot write {path}: {error.strerror}")
+    if os.path.isdir(path) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        stop(f"cannot write {path}: {'is a directory' if os.path.isdir(path) else 'no permission'}")
 
 
 def write_jsonl(path: str, rows) -> None:
@@ -107,8 +130,7 @@ def write_jsonl(path: str, rows) -> None:
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(partial, "w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.writelines(map(as_line, rows))
         os.replace(partial, path)
     except OSError as error:
         stop(f"cannot write {path}: {error.strerror}")
@@ -140,11 +162,10 @@ def as_problem(row: dict, template: str, name: str) -> dict | None:
     if {"task", "prompt", "gold"} <= row.keys():                                # our own
         return {"id": name, "level": None, **row}
     if {"quiz", "names", "solution"} <= row.keys():                             # K&K
-        roles = row.get("knight_knave", {})
-        knight, knave = roles.get("a_knight", "a knight"), roles.get("a_knave", "a knave")
-        gold = ", ".join(f"{person} is {knight if true else knave}"
+        roles = {"a_knight": "a knight", "a_knave": "a knave", **row.get("knight_knave", {})}
+        gold = ", ".join(f"{person} is {roles['a_knight' if true else 'a_knave']}"
                          for person, true in zip(row["names"], row["solution"]))
-        suffix = KK_SUFFIX.replace("a knight", knight).replace("a knave", knave)
+        suffix = re.sub("a (knight|knave)", lambda role: roles["a_" + role[1]], KK_SUFFIX)
         return {**row, "id": name, "task": "kk", "gold": gold, "level": len(row["names"]),
                 "prompt": prompt_text(row["quiz"] + suffix, template)}
     if {"problem", "solution"} <= row.keys():                                   # MATH, MATH-500
@@ -164,7 +185,7 @@ def as_problem(row: dict, template: str, name: str) -> dict | None:
 def read_problems(path: str, template: str = "chat") -> list[dict]:
     """The problems of a file; `template` makes the prompts of official files, ours carry theirs."""
     problems = []
-    for number, row in enumerate(read_jsonl(path), 1):
+    for number, row in numbered_jsonl(path):
         problem = as_problem(row, template, f"{os.path.basename(path)}:{number}")
         if problem is None:
             stop(f"{path}:{number}: not a problem: needs task, prompt and gold, or the fields of an"

@@ -110,17 +110,16 @@ class RMSNorm(nn.Module):
 
 
 def rotary(positions: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """cos and sin of every position and frequency, [..., T] -> [..., 1, T, D] each, in fp32."""
+    """cos and (-sin, sin) by position and frequency, [..., T] -> [..., 1, T, D] each, in fp32."""
     exponent = torch.arange(0, config.head_dim, 2, device=positions.device) / config.head_dim
-    angle = positions[..., None].float() / config.rope_theta ** exponent        # [..., T, D/2]
-    angle = torch.cat([angle, angle], dim=-1).unsqueeze(-3)                     # one for all heads
-    return angle.cos(), angle.sin()
+    angle = positions[..., None, :, None].float() / config.rope_theta ** exponent
+    cos, sin = angle.cos(), angle.sin()                                         # [..., 1, T, D/2]
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its position's angle."""
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle; rolling swaps the halves."""
+    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None) -> Tensor:

@@ -1,0 +1,415 @@
+"""sample.py against the slow way: one full forward pass per token, one sequence at a time."""
+import collections
+import copy
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import model as M
+import sample as S
+from test_model import GOLDEN, copy_golden, tiny
+
+ROOT = os.path.dirname(os.path.abspath(M.__file__))
+PROMPTS = [[5, 6, 7], [9] * 70, [3], [8, 1] * 20, [4, 4, 4, 4], [11, 12] * 33, [30], [31, 32]]
+
+
+def slow_greedy(model, prompt, new, stop=()):
+    tokens = list(prompt)
+    with torch.inference_mode():
+        while len(tokens) < len(prompt) + new:
+            tokens.append(int(model(torch.tensor([tokens]))[0, -1, :model.vocab].argmax()))
+            if tokens[-1] in stop:
+                break
+    return tokens[len(prompt):]
+
+
+def run_all(model, **kwargs):
+    settings = {"n": 3, "max_new_tokens": 90, "temperature": 1.0, "stop": {1, 2}, "seed": 5} | kwargs
+    return S.generate(model, PROMPTS, **settings)
+
+
+def tokens_of(samples):
+    return [[s.tokens for s in group] for group in samples]
+
+
+@pytest.fixture
+def as_graphs(monkeypatch):
+    """The CUDA way on a CPU: rounded-up batches and lengths, a look every 16 steps; only the
+    capture itself is replaced by calling the step."""
+    def capture(slots, reach):
+        return SimpleNamespace(replay=lambda: slots._step(reach))
+    init = S._Slots.__init__
+
+    def with_graphs(self, *args):
+        init(self, *args)
+        self.graphs = {}
+    monkeypatch.setattr(S._Slots, "__init__", with_graphs)
+    monkeypatch.setattr(S._Slots, "_capture", capture)
+
+
+# ---- the same tokens as the slow way ---------------------------------------------------------
+def test_golden_greedy_tokens():
+    expected = load_file(os.path.join(GOLDEN, "expected.safetensors"))
+    out = S.generate(M.load(GOLDEN), expected["tokens"][:, :16].tolist(), max_new_tokens=64,
+                     temperature=0, stop=set())
+    assert [group[0].tokens for group in out] == expected["greedy"].tolist()
+
+
+@pytest.mark.parametrize("slots", [1, 3, 100])
+def test_greedy_equals_the_slow_way_for_mixed_lengths(slots):
+    model = tiny()
+    out = S.generate(model, PROMPTS, max_new_tokens=80, temperature=0, stop={1, 17}, slots=slots)
+    for prompt, [found] in zip(PROMPTS, out):
+        assert found.tokens == slow_greedy(model, prompt, 80, {1, 17})
+        assert found.finished == (found.tokens[-1] in (1, 17))
+        assert len(found.logprobs) == len(found.tokens)
+
+
+def test_the_graph_way_equals_the_plain_way(as_graphs, monkeypatch):
+    """Padding rows that write into another's cache, or draw for it, would show here."""
+    graphs = run_all(tiny(), slots=5), S.generate(tiny(), PROMPTS, max_new_tokens=80, stop={1, 17},
+                                                  temperature=0)
+    monkeypatch.undo()
+    plain = run_all(tiny(), slots=5), S.generate(tiny(), PROMPTS, max_new_tokens=80, stop={1, 17},
+                                                 temperature=0)
+    assert [tokens_of(x) for x in graphs] == [tokens_of(x) for x in plain]
+
+
+@pytest.mark.parametrize("value, rounded", [(1, 1), (3, 3), (5, 6), (7, 8), (9, 12), (13, 16),
+                                            (100, 128), (512, 512), (513, 768)])
+def test_few_batch_sizes_are_captured(value, rounded):
+    assert S._round_up(value) == rounded
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_cuda_graphs_equal_the_cpu_under_greedy_decoding():
+    cpu, cuda = tiny(), tiny().cuda()
+    for _ in range(2):                                      # the second call replays kept graphs
+        a = S.generate(cpu, PROMPTS, max_new_tokens=80, temperature=0, stop={1, 17})
+        b = S.generate(cuda, PROMPTS, max_new_tokens=80, temperature=0, stop={1, 17})
+        assert tokens_of(a) == tokens_of(b)
+        with torch.no_grad():
+            for p, q in zip(cpu.parameters(), cuda.parameters()):
+                p.mul_(1.01)
+                q.mul_(1.01)
+
+
+# ---- log-probs and the distribution ----------------------------------------------------------
+@pytest.mark.parametrize("temperature, n", [(1.0, 3), (0.6, 3), (0, 1)])
+def test_logprobs_are_those_of_the_training_side(temperature, n):
+    model = tiny()
+    model.vocab = 45
+    for prompt, group in zip(PROMPTS, run_all(model, temperature=temperature, n=n)):
+        for found in group:
+            logp = M.logprobs(model, torch.tensor([prompt + found.tokens]), temperature or 1.0)
+            torch.testing.assert_close(torch.tensor(found.logprobs), logp[0, len(prompt) - 1:],
+                                       rtol=0, atol=2e-5)
+
+
+def test_logprobs_after_truncation_are_those_of_what_remains():
+    """Sampled with top-p, trained on the full distribution: a bias that nobody sees."""
+    model = tiny()
+    for found in run_all(model, n=2, top_k=7, top_p=0.8, temperature=1.3)[3]:
+        logits = model(torch.tensor([PROMPTS[3] + found.tokens]))[0, len(PROMPTS[3]) - 1:-1]
+        for row, token, logp in zip(logits.double() / 1.3, found.tokens, found.logprobs):
+            ranked = sorted(row.softmax(-1).tolist(), reverse=True)[:7]
+            ranked = [p / sum(ranked) for p in ranked]
+            kept = [p for i, p in enumerate(ranked) if sum(ranked[:i]) < 0.8]
+            top = row.softmax(-1).topk(7).values.sum()
+            expected = (row.softmax(-1)[token] / top).item() / sum(kept)
+            assert math.isclose(math.exp(logp), expected, rel_tol=1e-4)
+
+
+def test_truncate_by_hand():
+    logits = torch.tensor([[0.1, 0.4, 0.2, 0.3]]).log()
+    for top_k, top_p, kept in [(0, 1.0, [0, 1, 2, 3]), (2, 1.0, [1, 3]), (1, 1.0, [1]),
+                               (0, 0.69, [1, 3]), (0, 0.71, [1, 2, 3]), (0, 1e-9, [1]),
+                               (2, 0.6, [1, 3]), (2, 0.5, [1]), (9, 1.0, [0, 1, 2, 3])]:
+        out = S.truncate(logits.clone(), top_k, top_p)
+        assert out[0].isfinite().nonzero().flatten().tolist() == kept, (top_k, top_p)
+        assert torch.equal(out[out.isfinite()], logits[0, kept])
+
+
+def test_draw_inverts_the_cumulative_sum():
+    p = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]])
+    for u, index in [(0, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (1 - 2**-53, 4)]:
+        assert S.draw(p, torch.tensor([u], dtype=torch.float64)).tolist() == [index]
+    wide = torch.rand(40, 5001) * (torch.rand(40, 5001) < 0.01)         # most have no probability
+    for u in (0.0, 0.3, 1 - 2**-53):
+        index = S.draw(wide, torch.full((40,), u, dtype=torch.float64))
+        cdf = wide.double().cumsum(-1)
+        assert (wide.gather(1, index[:, None]) > 0).all()
+        after = cdf.gather(1, index[:, None]).squeeze(1) / cdf[:, -1]
+        assert (after > u - 1e-12).all()
+        assert (after - wide.gather(1, index[:, None]).squeeze(1) / cdf[:, -1] <= u + 1e-12).all()
+
+
+def test_noise_is_splitmix64_and_uniform():
+    """Integers only, so every device draws the same numbers; values computed with Python ints."""
+    def mix(z):
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return z ^ z >> 31
+    golden, key = 0x9E3779B97F4A7C15, 0
+    for part in (7, 12, 3):
+        key = mix((key + part + golden) % 2**64)
+    found = S.noise_keys(7, [12], [3])
+    assert int(found) % 2**64 == key
+    u = S.uniform(found, torch.tensor([40]))
+    assert float(u) == (mix((key + 41 * golden) % 2**64) >> 11) / 2**53
+    many = S.uniform(S.noise_keys(0, list(range(1000)), [0] * 1000)[:, None], torch.arange(100))
+    assert many.unique().numel() == 100_000
+    counts = torch.histc(many, 100, 0, 1)
+    assert ((counts - 1000) ** 2 / 1000).sum() < 193        # chi^2, 99 degrees: p < 1e-7 above
+
+
+def test_samples_follow_the_distribution():
+    """4000 pairs of tokens against their exact probabilities; chance of failing 1e-6 if right."""
+    model = tiny(vocab_size=6)
+    n, prompt = 4000, [2, 5]
+    found = collections.Counter(tuple(s.tokens) for s in S.generate(
+        model, [prompt], n=n, max_new_tokens=2, temperature=0.8, stop={0})[0])
+    expected = {}
+    with torch.inference_mode():
+        first = (model(torch.tensor([prompt]))[0, -1] / 0.8).softmax(-1)
+        for a in range(6):
+            if a == 0:
+                expected[0,] = float(first[0])
+                continue
+            second = (model(torch.tensor([prompt + [a]]))[0, -1] / 0.8).softmax(-1)
+            expected |= {(a, b): float(first[a] * second[b]) for b in range(6)}
+    assert set(found) <= set(expected)
+    large = {key: p for key, p in expected.items() if n * p >= 5}
+    rest = 1 - sum(large.values())
+    chi2 = sum((found[key] - n * p) ** 2 / (n * p) for key, p in large.items())
+    chi2 += (n - sum(found[key] for key in large) - n * rest) ** 2 / max(n * rest, 5)
+    k = len(large)
+    assert chi2 < k + 4.9 * math.sqrt(2 * k) + 16           # Wilson-Hilferty: p below 1e-6 above
+
+
+# ---- what a sample may depend on -------------------------------------------------------------
+def test_a_sample_does_not_depend_on_what_is_around_it():
+    whole = tokens_of(run_all(tiny()))
+    assert len({tuple(t) for group in whole for t in group}) == 24      # and they differ
+    for slots in (1, 2, 7):
+        assert tokens_of(run_all(tiny(), slots=slots)) == whole
+    alone = S.generate(tiny(), [PROMPTS[4]], n=2, max_new_tokens=90, stop={1, 2}, seed=5,
+                       indices=[4])
+    assert tokens_of(alone) == [whole[4][:2]]
+    assert tokens_of(run_all(tiny(), seed=6)) != whole
+
+
+def test_weights_changed_in_place_are_used_by_the_next_call():
+    """A copy or a cache kept after an update would sample from the policy before it."""
+    for compute in (None, torch.bfloat16):
+        model = tiny()
+        model.compute_dtype = compute
+        before = run_all(model)
+        kept = model.slots
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1.5)
+        fresh = copy.deepcopy(model)
+        assert fresh.slots is None                          # the copy makes its own
+        assert tokens_of(run_all(model)) == tokens_of(run_all(fresh)) != tokens_of(before)
+        assert model.slots is kept                          # and the memory was used again
+        S.release(model)
+        assert "slots" not in model.__dict__
+
+
+def test_ids_beyond_the_tokenizer_are_never_drawn():
+    model = tiny(tie_word_embeddings=False)
+    model.vocab = 40
+    with torch.no_grad():
+        model.lm_head.weight[40:] = 10 * model.lm_head.weight[:10].abs()
+    for temperature in (0, 1.0):
+        out = run_all(model, temperature=temperature)
+        assert max(t for group in out for s in group for t in s.tokens) < 40
+
+
+# ---- ends and limits -------------------------------------------------------------------------
+def test_stops_at_each_stop_token_and_at_the_limits():
+    model = tiny(max_position_embeddings=75)
+    out = run_all(model, n=6, max_new_tokens=40)
+    for prompt, group in zip(PROMPTS, out):                 # prompt 1 has 70 of 75 tokens
+        limit = min(40, 75 - len(prompt))
+        for s in group:
+            assert not {1, 2} & set(s.tokens[:-1])
+            assert s.finished == (s.tokens[-1] in (1, 2))
+            assert s.finished or len(s.tokens) == limit
+    ends = {s.tokens[-1] for group in out for s in group if s.finished}
+    assert ends == {1, 2}
+    assert {len(s.tokens) for s in out[1]} <= {1, 2, 3, 4, 5}
+
+
+def test_an_end_token_within_the_prompt_is_not_an_end():
+    """In Qwen2.5 base the pad token is the end token: masks made from token values lose one."""
+    model = tiny()
+    [[with_end]] = S.generate(model, [[1, 1, 6, 1]], max_new_tokens=8, temperature=0, stop={1})
+    assert with_end.tokens == slow_greedy(model, [1, 1, 6, 1], 8, {1})
+
+
+def test_each_prompt_is_prefilled_once_and_ended_rows_cost_nothing(monkeypatch):
+    seen, rows = [], []
+    prefill, step = S._Slots.prefill, S._Slots._step
+    monkeypatch.setattr(S._Slots, "prefill", lambda s, p: seen.extend(p) or prefill(s, p))
+    monkeypatch.setattr(S._Slots, "_step", lambda s, reach: rows.append(reach) or step(s, reach))
+    monkeypatch.setattr(S, "PREFILL_TOKENS", 200)           # several groups
+    monkeypatch.setattr(S, "PAGE", 16)
+    monkeypatch.setattr(S, "BLOCK", 1)
+    out = run_all(tiny(), n=8, slots=5)
+    assert sorted(seen) == sorted(PROMPTS)
+    drawn = sum(len(s.tokens) for group in out for s in group)
+    assert max(reach[0] for reach in rows) == 5
+    # The first token comes from the prefill; one that ends at once still costs a row in one step.
+    first = sum(len(s.tokens) == 1 for group in out for s in group)
+    assert sum(reach[0] for reach in rows) == drawn - 64 + first
+    # And the cache is read about as far as the sequences go, not all of it up to the longest.
+    needed = sum(-(-(len(prompt) + t) // S.PAGE) for prompt, group in zip(PROMPTS, out)
+                 for s in group for t in range(1, max(2, len(s.tokens))))
+    assert needed <= sum(map(sum, rows)) < 1.1 * needed
+    assert 1.3 * needed < sum(reach[0] * len(reach) for reach in rows)
+
+
+def test_gaps_are_closed_keeping_the_long_first():
+    running = [S._Running(i, 0, start) for i, start in enumerate([9, 8, 7, 6, 5, 5, 4, 3])]
+    cache = list(range(8))
+    for source, to in S._close_gaps(running, [0, 3, 7], block=2):
+        cache[to] = cache[source]
+    assert sorted(at.prompt for at in running) == [1, 2, 4, 5, 6]
+    assert cache[:5] == [at.prompt for at in running]       # everyone's cache has moved along
+    assert [at.start for at in running] == [7, 8, 5, 5, 4]
+
+
+def test_the_callers_grad_mode_is_left_alone():
+    """A generator that yields inside inference_mode would leave the caller in it."""
+    for _ in S.as_they_end(tiny(), PROMPTS, max_new_tokens=3, stop=set()):
+        assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"n": 0}, "n = 0"), ({"max_new_tokens": 0}, "max_new_tokens = 0"), ({"top_p": 0}, "top_p = 0"),
+    ({"temperature": -1}, "temperature = -1"), ({"temperature": math.nan}, "temperature = nan"),
+    ({"top_k": -1}, "top_k = -1"), ({"slots": 0}, "slots = 0")])
+def test_settings_that_cannot_be_sampled_with(change, words):
+    with pytest.raises(ValueError, match=words):
+        run_all(tiny(), **change)
+
+
+@pytest.mark.parametrize("prompt, words", [
+    ([], "prompt 1 is empty"), ([1] * 80, "prompt 1 has 80 tokens; the model's context is 80"),
+    ([50], "prompt 1 has a token that the model does not have")])
+def test_prompts_that_cannot_be_continued(prompt, words):
+    with pytest.raises(ValueError, match=words):
+        S.generate(tiny(max_position_embeddings=80), [[1], prompt], max_new_tokens=4, stop=set())
+
+
+def test_no_prompts_no_samples():
+    assert S.generate(tiny(), [], max_new_tokens=4, stop=set()) == []
+
+
+# ---- the command -----------------------------------------------------------------------------
+def command(*args, **kwargs):
+    return subprocess.run([sys.executable, os.path.join(ROOT, "sample.py"), *map(str, args)],
+                          capture_output=True, text=True, **kwargs)
+
+
+@pytest.fixture
+def problems(tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps({
+        "id": f"p{i}", "task": "kk", "level": 2, "gold": "A is a knight, B is a knave",
+        "prompt": "A says B is a knave. " * (1 + i % 3)}) + "\n" for i in range(40)))
+    return path
+
+
+def test_command_prints_a_continuation():
+    run = command("--model", GOLDEN, "--prompt", "A says", "--max-new-tokens", 8, "--temperature", 0)
+    assert run.returncode == 0, run.stderr
+    from tokenizers import Tokenizer
+    tokenizer = Tokenizer.from_file(os.path.join(GOLDEN, "tokenizer.json"))
+    tokens = slow_greedy(M.load(GOLDEN), tokenizer.encode("A says").ids, 8, {0, 2})
+    text = tokenizer.decode(tokens, skip_special_tokens=False)
+    assert text.startswith(run.stdout.rstrip("\n")) and "8 tokens, cut off" in run.stderr
+
+
+def test_command_writes_rollouts_that_verify(tmp_path, problems):
+    out = tmp_path / "r.jsonl"
+    run = command("--model", GOLDEN, "--data", problems, "--out", out, "--n", 3,
+                  "--max-new-tokens", 12, "--limit", 4)
+    assert run.returncode == 0 and "12 rollouts of 4 problems" in run.stdout, run.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(row["id"], row["sample"]) for row in rows] == [(f"p{i}", j) for i in range(4)
+                                                            for j in range(3)]
+    for row in rows:
+        assert row["reward"] == 0.0 and row["gold"] and len(row["tokens"]) == len(row["logprobs"])
+        assert row["finished"] == (row["tokens"][-1] in (0, 2)) and row["step"] == 0
+    again = command("--model", GOLDEN, "--data", problems, "--out", out, "--n", 3,
+                    "--max-new-tokens", 12, "--limit", 4)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+    other = command("--model", GOLDEN, "--data", problems, "--out", out, "--n", 2,
+                    "--max-new-tokens", 12, "--limit", 4)
+    assert other.returncode == 2 and "n was 3" in other.stderr
+
+
+def test_command_killed_and_resumed_gives_the_same_file(tmp_path, problems):
+    def args(out):
+        return ("--model", GOLDEN, "--data", problems, "--out", out, "--n", 4, "--slots", 4,
+                "--max-new-tokens", 40, "--temperature", 1)
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert command(*args(whole)).returncode == 0
+    partial = tmp_path / "killed.jsonl.partial"
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, "sample.py"),
+                                *map(str, args(killed))], stderr=subprocess.DEVNULL)
+    while not partial.exists() or partial.stat().st_size < 2000:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with open(partial, "a") as file:
+        file.write('{"id": "p7", "sam')                     # a line that the kill cut
+    resumed = command(*args(killed))
+    assert resumed.returncode == 0 and "rollouts are there" in resumed.stdout, resumed.stderr
+    first, second = ([json.loads(line) for line in path.read_text().splitlines()]
+                     for path in (whole, killed))
+    for a, b in zip(first, second, strict=True):            # alike up to rounding of log-probs,
+        assert a.pop("logprobs") == pytest.approx(b.pop("logprobs"), abs=2e-5)     # see generate
+        assert a == b
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize("args, words", [
+    (["--prompt", "x", "--nonsense", "1"], "unrecognized arguments: --nonsense"),
+    (["--prompt", "x", "--n", "0"], "n = 0"), (["--prompt", ""], "the prompt is empty"),
+    ([], "give either --prompt or --data"), (["--data", "x.jsonl"], "--data needs --out"),
+    (["--data", "nowhere.jsonl", "--out", "x.jsonl"], "cannot read nowhere.jsonl"),
+    (["--prompt", "x" * 600], "the model's context is 512"),
+    (["--prompt", "x", "--dtype", "int8"], "dtype = int8")])
+def test_command_errors_are_one_line(args, words, tmp_path):
+    run = command("--model", GOLDEN, *args, cwd=tmp_path)
+    assert run.returncode == 2 and words in run.stderr and run.stderr.count("\n") == 1, run.stderr
+
+
+def test_command_names_the_file_and_line_of_a_bad_problem(tmp_path, problems):
+    text = problems.read_text().splitlines()
+    for line, words in (('{"id": 3', "not JSON"), ('{"id": "x"}', "not a problem")):
+        problems.write_text("\n".join([text[0], "", line]))
+        run = command("--model", GOLDEN, "--data", problems, "--out", tmp_path / "r.jsonl")
+        assert run.returncode == 2 and f"{problems}:3: {words}" in run.stderr
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_command_refuses_a_directory_without_tokenizer(tmp_path):
+    path = copy_golden(tmp_path / "m")
+    os.remove(os.path.join(path, "tokenizer.json"))
+    run = command("--model", path, "--prompt", "x")
+    assert run.returncode == 2 and "no tokenizer.json" in run.stderr
