@@ -141,8 +141,12 @@ def write_jsonl(path: str, rows) -> None:
 
 # ---- problems --------------------------------------------------------------------------------
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
-KK_SUFFIX = (" Your final answer should be in this format:"
-             " \\boxed{XX is a knave, YY is a knight, ...}")
+
+
+def kk_suffix(words: dict) -> str:
+    """What the paper adds to a K&K puzzle, in the puzzle's own words for the two roles."""
+    return (" Your final answer should be in this format:"
+            f" \\boxed{{XX is {words['a_knave']}, YY is {words['a_knight']}, ...}}")
 
 
 def prompt_text(question: str, template: str) -> str:
@@ -165,9 +169,8 @@ def as_problem(row: dict, template: str, name: str) -> dict | None:
         roles = {"a_knight": "a knight", "a_knave": "a knave", **row.get("knight_knave", {})}
         gold = ", ".join(f"{person} is {roles['a_knight' if true else 'a_knave']}"
                          for person, true in zip(row["names"], row["solution"]))
-        suffix = re.sub("a (knight|knave)", lambda role: roles["a_" + role[1]], KK_SUFFIX)
         return {**row, "id": name, "task": "kk", "gold": gold, "level": len(row["names"]),
-                "prompt": prompt_text(row["quiz"] + suffix, template)}
+                "prompt": prompt_text(row["quiz"] + kk_suffix(roles), template)}
     if {"problem", "solution"} <= row.keys():                                   # MATH, MATH-500
         gold = row["answer"] if "answer" in row else last_boxed(row["solution"])
         level = re.sub(r"Level ", "", str(row.get("level", ""))) or None

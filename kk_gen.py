@@ -524,7 +524,7 @@ def read_statements(text: str):
 def read_puzzles(path: str) -> list[tuple]:
     """(line, statements) of a K&K file, official or ours."""
     puzzles = []
-    for number, line in enumerate(cli.read_jsonl(path, "statements", "names"), 1):
+    for number, line in cli.numbered_jsonl(path, "statements", "names"):
         try:
             statements, names = read_statements(line["statements"]), line["names"]
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or (
@@ -547,8 +547,7 @@ def puzzle_line(settings, rng, name, index, statements, source) -> dict:
         prompt = "".join(f"{speaker}: {claim_text(statement, names, words, compact)}\n"
                          for speaker, statement in zip(names, statements)) + "?\n"
     else:
-        suffix = re.sub("a (knight|knave)", lambda role: words[f"a_{role[1]}"], cli.KK_SUFFIX)
-        prompt = cli.prompt_text(quiz + suffix, settings.template)
+        prompt = cli.prompt_text(quiz + cli.kk_suffix(words), settings.template)
     *steps, box = [step_text(step, statements, names, words, compact)
                    for step in chain_of_thought(statements, style)]
     head, foot = ("", "") if compact or style == "guess" else (HEADS[style].format(**words), FOOT)
@@ -607,8 +606,8 @@ def check_settings(settings: Settings):
         cli.stop("--reorder and --perturb vary the puzzles of a file: name it with --source")
     if settings.num < 1 or settings.show < 0 or not (settings.out or settings.show):
         cli.stop("give --out FILE, or --show N to print N examples; --num is at least 1")
-    if os.path.isdir(settings.out):
-        cli.stop(f"--out {settings.out} is a directory")
+    if settings.out:
+        cli.check_output(settings.out)
 
 
 def new_puzzles(settings, people, is_new):

@@ -186,13 +186,14 @@ class _Slots:
         """Keys and values of the prompts, [layers, 2, P, B, KV, PAGE, D]; next logits [B, V]."""
         c, device = self.model.config, self.cache.device
         lengths = torch.tensor([len(prompt) for prompt in prompts])
-        T = -(-int(lengths.max()) // PAGE) * PAGE
+        T = int(lengths.max())
         tokens = torch.tensor([prompt + [0] * (T - len(prompt)) for prompt in prompts])
-        kept = self.cache.new_empty(c.num_hidden_layers, 2, T // PAGE, len(prompts),
+        kept = self.cache.new_empty(c.num_hidden_layers, 2, -(-T // PAGE), len(prompts),
                                     c.num_key_value_heads, PAGE, c.head_dim)
 
         def attend(layer, q, k, v):                                             # k [B, KV, T, D]
             for i, x in enumerate((k, v)):
+                x = torch.nn.functional.pad(x, (0, 0, 0, -T % PAGE))
                 kept[layer, i] = x.unflatten(2, (-1, PAGE)).permute(2, 0, 1, 3, 4)
             return causal_attention(q, k, v, None)
         hidden = self.model.hidden(tokens.to(device), attend=attend)            # [B, T, C]
@@ -311,13 +312,15 @@ def _round_up(value: int) -> int:
 # ---- generate --------------------------------------------------------------------------------
 CPU_SLOTS = 1024            # more at once gains little
 BLOCK = 256                 # slots kept together by length on a CPU, see _close_gaps
-PREFILL_TOKENS = 16384      # prompt tokens, padding included, that are prefilled at once
+PREFILL_TOKENS = 8192       # prompt tokens, padding included, that are prefilled at once
 
 
 def check(n, max_new_tokens, temperature, top_p, top_k, slots=None):
     """ValueError for settings that cannot be sampled with."""
     for name, value, fine in (
-            ("n", n, n >= 1), ("max_new_tokens", max_new_tokens, max_new_tokens >= 1),
+            ("n", n, n >= 1), ("max_new_tokens", max_new_tokens,
+                               min([max_new_tokens] if isinstance(max_new_tokens, int)
+                                   else max_new_tokens, default=1) >= 1),
             ("temperature", temperature, 0 <= temperature < math.inf),
             ("top_p", top_p, 0 < top_p <= 1), ("top_k", top_k, top_k >= 0),
             ("slots", slots, slots is None or slots >= 1)):
@@ -395,7 +398,8 @@ def as_they_end(model, prompts: list[list[int]], *, n=1, max_new_tokens, tempera
     # Long prompts first: those prefilled together are of similar length, and memory peaks early.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     waiting = [(i, j) for i in order for j in reversed(range(n))]               # the next one last
-    limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
+    wanted = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
+    limits = [min(new, context - len(prompt)) for new, prompt in zip(wanted, prompts, strict=True)]
     longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits))
     s = _slots_for(model, slots, len(waiting), longest, max(limits),
                    (temperature, top_p, top_k, frozenset(stop)))
@@ -457,6 +461,7 @@ def generate(model, prompts: list[list[int]], *, n=1, max_new_tokens, temperatur
              progress=False) -> list[list[Sample]]:
     """n samples of every prompt, as [prompt][sample].
 
+    max_new_tokens: one number, or a list with one for each prompt.
     temperature: 0 is greedy; log-probs are then those of temperature 1.
     top_k, top_p: applied in this order; log-probs are those of what remains.
     seed: the noise of a token depends on (seed, prompt index, sample index, position) alone, so a

@@ -1072,8 +1072,11 @@ def main():
     import cli                          # here, because cli imports last_boxed from this file
     from tqdm import tqdm
     settings = cli.parse(Settings, __doc__, positional="rollouts")
-    path, rollouts = settings.rollouts, cli.read_jsonl(settings.rollouts, "id", *FIELDS)
-    for number, rollout in enumerate(rollouts, 1):
+    path, rollouts = settings.rollouts, []
+    if settings.out:
+        cli.check_output(settings.out)
+    for number, rollout in cli.numbered_jsonl(path, "id", *FIELDS):
+        rollouts.append(rollout)
         for field, kind in FIELDS.items():
             if not isinstance(rollout[field], kind):
                 cli.stop(f"{path}:{number}: {field!r} is not a {kind.__name__}")

@@ -313,6 +313,14 @@ def test_prompts_that_cannot_be_continued(prompt, words):
         S.generate(tiny(max_position_embeddings=80), [[1], prompt], max_new_tokens=4, stop=set())
 
 
+def test_each_prompt_may_have_its_own_limit():
+    limits = [4, 1, 9, 2, 7, 3, 8, 5]
+    out = S.generate(tiny(), PROMPTS, n=2, max_new_tokens=limits, stop=set(), slots=3)
+    assert [[len(s.tokens) for s in group] for group in out] == [[n, n] for n in limits]
+    with pytest.raises(ValueError, match="max_new_tokens = "):
+        S.generate(tiny(), PROMPTS, max_new_tokens=[4, 0] * 4, stop=set())
+
+
 def test_no_prompts_no_samples():
     assert S.generate(tiny(), [], max_new_tokens=4, stop=set()) == []
 
