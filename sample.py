@@ -349,21 +349,21 @@ def _slots_that_fit(model, length: int, wanted: int) -> int:
 
 
 def _slots_for(model, slots, wanted, length, new, drawing) -> _Slots:
-    """The slots of the last call where they serve (their memory is warm, and on CUDA their graphs
-    are worth seconds), or new ones."""
-    kept = model.__dict__.get("slots")
+    """Those of the last call where they serve (their memory is warm, and on CUDA their graphs are
+    worth seconds), or new ones. They are taken from the model: a call within a call makes its own.
+    """
+    kept = model.__dict__.pop("slots", None)
     if kept is not None and (slots in (None, kept.slots) and wanted <= kept.wanted
                              and length <= kept.length and new <= kept.new
                              and drawing == kept.drawing):
         kept.refresh()
         kept.done.fill_(True)
         return kept
-    release(model)
+    del kept                                                # its memory, before new is taken
     made = _Slots(model, min(wanted, slots or _slots_that_fit(model, length, wanted)), length, new,
                   *drawing)
     made.wanted, made.drawing = wanted, drawing
     made.refresh()
-    model.slots = made
     return made
 
 
@@ -403,6 +403,14 @@ def as_they_end(model, prompts: list[list[int]], *, n=1, max_new_tokens, tempera
     longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits))
     s = _slots_for(model, slots, len(waiting), longest, max(limits),
                    (temperature, top_p, top_k, frozenset(stop)))
+    try:
+        yield from _run(s, prompts, waiting, limits, seed, indices, watch)
+    finally:
+        model.slots = s                                     # for the next call
+
+
+def _run(s, prompts, waiting, limits, seed, indices, watch):
+    """Let in what waits, step, hand out what has ended, close the gaps; until nothing is left."""
     every = 1 if s.graphs is None else 16       # steps between two looks at what has ended
     running: list[_Running] = []                # by slot
     place, prefilled, step = {}, None, 0        # prompt -> its row in what was prefilled last

@@ -226,6 +226,18 @@ def test_weights_changed_in_place_are_used_by_the_next_call():
         assert "slots" not in model.__dict__
 
 
+def test_a_call_within_a_call_and_an_abandoned_one_leave_the_others_alone():
+    model, expected = tiny(), tokens_of(run_all(tiny()))
+    inner, outer = [], [[None] * 3 for _ in PROMPTS]
+    for i, j, found in S.as_they_end(model, PROMPTS, n=3, max_new_tokens=90, stop={1, 2}, seed=5):
+        outer[i][j] = found.tokens
+        if len(inner) < 2:
+            inner.append(tokens_of(run_all(model)))
+    assert outer == expected and inner == [expected] * 2
+    next(S.as_they_end(model, PROMPTS, max_new_tokens=90, stop={1, 2}))
+    assert tokens_of(run_all(model)) == expected
+
+
 def test_ids_beyond_the_tokenizer_are_never_drawn():
     model = tiny(tie_word_embeddings=False)
     model.vocab = 40
