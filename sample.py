@@ -163,8 +163,8 @@ class _Slots:
          self.key) = self.numbers                           # of the noise
         self.flags = per_slot(2, slots, dtype=torch.bool, fill=True)
         self.done, self.finished = self.flags
-        self.drawn = per_slot(slots, new + 1)               # the last column takes the writes
-        self.logprob = per_slot(slots, new + 1, dtype=torch.float32)    # of slots that are done
+        self.drawn = per_slot(slots, new + 1)
+        self.logprob = per_slot(slots, new + 1, dtype=torch.float32)
         self.state = (self.numbers, self.flags, self.drawn, self.logprob)
         self.stop = torch.tensor(sorted(stop), dtype=torch.int64, device=weight.device)
         self.graphs = {} if weight.is_cuda else None        # (batch, length) -> CUDA graph
@@ -224,7 +224,7 @@ class _Slots:
             token, p = logits.argmax(-1), logits.softmax(-1)
         logprob = p.gather(-1, token[:, None]).log().squeeze(-1).float()
         running = ~self.done[rows]
-        column = self.count[rows].where(running, self.new)[:, None]
+        column = self.count[rows, None]         # one too many for a slot that is done: never read
         self.drawn[rows].scatter_(1, column, token[:, None])
         self.logprob[rows].scatter_(1, column, logprob[:, None])
         self.token[rows] = token
@@ -444,7 +444,6 @@ def _run(s, prompts, waiting, limits, seed, indices, watch):
             yield running[slot].prompt, running[slot].sample, sample
         for source, to in _close_gaps(running, ended, BLOCK if s.graphs is None else s.slots):
             s.move(source, to, min(running[to].start + step, s.length))
-        s.done[len(running):] = True
 
 
 def _close_gaps(running: list[_Running], ended: list[int], block: int):

@@ -75,13 +75,16 @@ def test_greedy_equals_the_slow_way_for_mixed_lengths(slots):
 
 
 def test_the_graph_way_equals_the_plain_way(as_graphs, monkeypatch):
-    """Padding rows that write into another's cache, or draw for it, would show here."""
-    graphs = run_all(tiny(), slots=5), S.generate(tiny(), PROMPTS, max_new_tokens=80, stop={1, 17},
-                                                  temperature=0)
+    """Padding rows that write into another's cache, or draw for it, would show here; and with
+    58 new tokens the longest fills its cache, so a slot that goes on after its end falls out."""
+    def both():
+        assert max(map(len, PROMPTS)) + 58 == 2 * S.PAGE
+        return [tokens_of(x) for x in (
+            run_all(tiny(), slots=5), run_all(tiny(), slots=5, max_new_tokens=58, stop=set()),
+            run_all(tiny(), n=1, max_new_tokens=80, temperature=0, stop={1, 17}))]
+    graphs = both()
     monkeypatch.undo()
-    plain = run_all(tiny(), slots=5), S.generate(tiny(), PROMPTS, max_new_tokens=80, stop={1, 17},
-                                                 temperature=0)
-    assert [tokens_of(x) for x in graphs] == [tokens_of(x) for x in plain]
+    assert graphs == both()
 
 
 @pytest.mark.parametrize("value, rounded", [(1, 1), (3, 3), (5, 6), (7, 8), (9, 12), (13, 16),
@@ -137,6 +140,12 @@ def test_truncate_by_hand():
         out = S.truncate(logits.clone(), top_k, top_p)
         assert out[0].isfinite().nonzero().flatten().tolist() == kept, (top_k, top_p)
         assert torch.equal(out[out.isfinite()], logits[0, kept])
+
+
+def test_a_target_rounded_to_the_total_still_finds_an_entry_with_weight():
+    cdf = torch.tensor([[0.0, 1.0, 3.0, 3.0]])
+    for target, index in [(0.0, 1), (0.9, 1), (1.0, 2), (2.9, 2), (3.0, 2), (3.1, 2)]:
+        assert S._first_above(cdf, torch.tensor([[target]])).tolist() == [[index]]
 
 
 def test_draw_inverts_the_cumulative_sum():
