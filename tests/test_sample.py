@@ -79,8 +79,8 @@ def test_the_graph_way_equals_the_plain_way(as_graphs, monkeypatch):
     58 new tokens the longest fills its cache, so a slot that goes on after its end falls out."""
     def both():
         assert max(map(len, PROMPTS)) + 58 == 2 * S.PAGE
-        return [tokens_of(x) for x in (
-            run_all(tiny(), slots=5), run_all(tiny(), slots=5, max_new_tokens=58, stop=set()),
+        return [[[(s.tokens, s.finished) for s in group] for group in out] for out in (
+            run_all(tiny(), slots=5, max_new_tokens=20), run_all(tiny(), slots=5, max_new_tokens=58, stop=set()),
             run_all(tiny(), n=1, max_new_tokens=80, temperature=0, stop={1, 17}))]
     graphs = both()
     monkeypatch.undo()
