@@ -68,9 +68,7 @@ def parse(settings_class, description: str, positional: str = "", argv=None):
         else:
             about.update(type=kind)
         if field.name == positional:
-            if not required and about.get("nargs") is None:
-                about["nargs"] = "?"
-            parser.add_argument(field.name, **about, **({} if required else {"default": default}))
+            parser.add_argument(field.name, **about)
         else:
             parser.add_argument("--" + field.name.replace("_", "-"), dest=field.name,
                                 required=required, default=None if required else default, **about)

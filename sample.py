@@ -92,7 +92,8 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         logits = logits.masked_fill(logits < kth, -math.inf)
     if top_p < 1:
         ranked, order = logits.sort(descending=True)
-        before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)     # mass of the better ones
+        p = ranked.softmax(-1)
+        before = p.cumsum(-1) - p                           # mass of the better ones
         ranked[:, 1:].masked_fill_(before[:, 1:] >= top_p, -math.inf)
         logits = ranked.scatter(-1, order, ranked)
     return logits
@@ -167,7 +168,7 @@ class _Slots:
         self.logprob = per_slot(slots, new + 1, dtype=torch.float32)
         self.state = (self.numbers, self.flags, self.drawn, self.logprob)
         self.stop = torch.tensor(sorted(stop), dtype=torch.int64, device=weight.device)
-        self.graphs = {} if weight.is_cuda else None        # (batch, length) -> CUDA graph
+        self.graphs = {} if weight.is_cuda else None        # (batch, pages) -> CUDA graph
 
     def __deepcopy__(self, memo):
         return None                                         # a copied model makes its own
@@ -348,21 +349,22 @@ def _slots_that_fit(model, length: int, wanted: int) -> int:
     return min(wanted, int(free // per_slot))
 
 
-def _slots_for(model, slots, wanted, length, new, drawing) -> _Slots:
+def _slots_for(model, slots, wanted, length, new, *drawing) -> _Slots:
     """Those of the last call where they serve (their memory is warm, and on CUDA their graphs are
     worth seconds), or new ones. They are taken from the model: a call within a call makes its own.
     """
-    kept = model.__dict__.pop("slots", None)
-    if kept is not None and (slots in (None, kept.slots) and wanted <= kept.wanted
-                             and length <= kept.length and new <= kept.new
-                             and drawing == kept.drawing):
+    kept, weight = model.__dict__.pop("slots", None), model.head_weight
+    # A model moved or cast since has its weights elsewhere than the graphs would look.
+    key = (drawing, slots, model.vocab, model.compute_dtype, weight.dtype, weight.data_ptr())
+    if kept is not None and (key == kept.made_for and wanted <= kept.wanted
+                             and length <= kept.length and new <= kept.new):
         kept.refresh()
         kept.done.fill_(True)
         return kept
     del kept                                                # its memory, before new is taken
     made = _Slots(model, min(wanted, slots or _slots_that_fit(model, length, wanted)), length, new,
                   *drawing)
-    made.wanted, made.drawing = wanted, drawing
+    made.wanted, made.made_for = wanted, key
     made.refresh()
     return made
 
@@ -402,7 +404,7 @@ def as_they_end(model, prompts: list[list[int]], *, n=1, max_new_tokens, tempera
     limits = [min(new, context - len(prompt)) for new, prompt in zip(wanted, prompts, strict=True)]
     longest = max(len(prompt) + limit for prompt, limit in zip(prompts, limits))
     s = _slots_for(model, slots, len(waiting), longest, max(limits),
-                   (temperature, top_p, top_k, frozenset(stop)))
+                   temperature, top_p, top_k, frozenset(stop))
     try:
         yield from _run(s, prompts, waiting, limits, seed, indices, watch)
     finally:
@@ -522,17 +524,21 @@ def _print_as_drawn(model, tokenizer, settings, sampling):
     text = prompt_text(settings.prompt, "chat") if settings.chat else settings.prompt
     prompt, shown = tokenizer.encode(text, add_special_tokens=False).ids, ""
 
-    def watch(i, j, tokens):
+    def show(text):
         nonlocal shown
-        text = tokenizer.decode(tokens, skip_special_tokens=False)
+        print(text[len(shown):], end="", flush=True)
+        shown = text
+
+    def watch(i, j, tokens):
+        text = response_text(tokenizer, Sample(tokens, [], tokens[-1] in sampling["stop"]))
         if not text.endswith("\ufffd"):                     # half a character: wait for the rest
-            print(text[len(shown):], end="", flush=True)
-            shown = text
+            show(text)
     for j in range(settings.n):                             # one after the other: they are read
         shown, start = "", time.perf_counter()
-        [(_, _, sample)] = as_they_end(model, [prompt], indices=[0], watch=watch,
+        [(_, _, sample)] = as_they_end(model, [prompt], watch=watch,
                                        **{**sampling, "n": 1, "seed": settings.seed + j})
         seconds = time.perf_counter() - start
+        show(response_text(tokenizer, sample))
         print(f"\n[{len(sample.tokens)} tokens, {'ended' if sample.finished else 'cut off'},"
               f" {len(sample.tokens) / seconds:.1f} tokens/s]", file=sys.stderr)
 
