@@ -503,7 +503,8 @@ def load_tokenizer(path: str):
     from tokenizers import Tokenizer
     file = os.path.join(path, "tokenizer.json")
     if not os.path.exists(file):
-        raise ValueError(f"{path}: no tokenizer.json")
+        raise ValueError(f"{path}: no " + ("tokenizer.json" if os.path.isdir(path)
+                                           else "such directory"))
     return Tokenizer.from_file(file)
 
 

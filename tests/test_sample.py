@@ -454,3 +454,5 @@ def test_command_refuses_a_directory_without_tokenizer(tmp_path):
     os.remove(os.path.join(path, "tokenizer.json"))
     run = command("--model", path, "--prompt", "x")
     assert run.returncode == 2 and "no tokenizer.json" in run.stderr
+    run = command("--model", tmp_path / "nowhere", "--prompt", "x")
+    assert run.returncode == 2 and "nowhere: no such directory" in run.stderr
