@@ -75,6 +75,20 @@ def parse(settings_class, description: str, positional: str = "", argv=None):
     return settings_class(**vars(parser.parse_args(argv)))
 
 
+def device_and_dtype(device: str, dtype: str):
+    """What --device and --dtype mean here: (device, torch dtype); ValueError for what is not."""
+    import torch
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("no CUDA device here: --device cpu")
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype = {dtype}: float32, bfloat16 or auto")
+    return device, getattr(torch, dtype)
+
+
 # ---- files -----------------------------------------------------------------------------------
 def numbered_jsonl(path: str, *required: str) -> list[tuple[int, dict]]:
     """(line number, object) of a JSONL file; errors name file and line."""

@@ -349,6 +349,16 @@ def _read_json(path: str):
         raise ValueError(f"{path}: not JSON: {error}") from None
 
 
+def read_files(path: str) -> dict[str, bytes]:
+    """The config and tokenizer files of a model directory."""
+    files = {}
+    for name in CARRIED:
+        if os.path.exists(file := os.path.join(path, name)):
+            with open(file, "rb") as opened:
+                files[name] = opened.read()
+    return files
+
+
 def tokenizer_size(files: dict[str, bytes]) -> int | None:
     """One more than the highest id of tokenizer.json, or None where there is no such file."""
     if "tokenizer.json" not in files:
@@ -363,17 +373,21 @@ def tokenizer_size(files: dict[str, bytes]) -> int | None:
     return max(ids, default=-1) + 1
 
 
+def eos_of(files: dict[str, bytes]) -> tuple[int, ...]:
+    """The tokens that end a text, by config.json and generation_config.json."""
+    eos = None
+    for name in ("config.json", "generation_config.json"):          # the later one wins
+        eos = json.loads(files.get(name, b"{}")).get("eos_token_id", eos)
+    return tuple(eos if isinstance(eos, list) else [] if eos is None else [eos])
+
+
 def set_files(model: Transformer, files: dict[str, bytes], where: str) -> None:
     """Give a model its config and tokenizer files, and what they say of its tokens."""
     size = tokenizer_size(files)
     if size is not None and size > model.config.vocab_size:
         raise ValueError(f"{where}: the tokenizer has ids up to {size - 1}, the model's vocabulary"
                          f" ends at {model.config.vocab_size - 1}")
-    model.files, model.vocab = files, size or model.config.vocab_size
-    eos = None
-    for name in ("config.json", "generation_config.json"):          # the later one wins
-        eos = json.loads(files.get(name, b"{}")).get("eos_token_id", eos)
-    model.eos_ids = tuple(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    model.files, model.vocab, model.eos_ids = files, size or model.config.vocab_size, eos_of(files)
 
 
 def load(path: str, device="cpu", dtype=torch.float32, compute_dtype=None) -> Transformer:
@@ -389,15 +403,9 @@ def load(path: str, device="cpu", dtype=torch.float32, compute_dtype=None) -> Tr
     shards = [os.path.join(path, shard) for shard in shards]
     if absent := [shard for shard in shards if not os.path.exists(shard)]:
         raise ValueError(f"{path}: no weights: {', '.join(map(os.path.basename, absent))} missing")
-    files = {}
-    for name in CARRIED:
-        if os.path.exists(file := os.path.join(path, name)):
-            with open(file, "rb") as opened:
-                files[name] = opened.read()
-
     with torch.device("meta"):
         model = Transformer(config)
-    set_files(model, files, path)
+    set_files(model, read_files(path), path)
     expected = {name: list(p.shape) for name, p in model.named_parameters()}
     found = {}                                      # name -> (file, shape)
     for shard in shards:

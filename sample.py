@@ -329,20 +329,27 @@ def check(n, max_new_tokens, temperature, top_p, top_k, slots=None):
             raise ValueError(f"{name} = {value} cannot be sampled with")
 
 
+def slot_bytes(config, length: int, dtype) -> int:
+    """Memory of one sequence of this length in the making."""
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return (per_token * dtype.itemsize * -(-length // PAGE) * PAGE      # keys and values
+            + 16 * config.vocab_size)                                   # logits, probabilities
+
+
 def _slots_that_fit(model, length: int, wanted: int) -> int:
     """How many sequences of this length the free memory holds, at most `wanted`."""
     c, weight = model.config, model.head_weight
     dtype = model.compute_dtype or weight.dtype
-    per_token = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * dtype.itemsize
-    per_slot = per_token * length + 16 * model.vocab        # logits, their probabilities, copies
+    per_slot = slot_bytes(c, length, dtype)
     if weight.is_cuda:
+        torch.cuda.empty_cache()                            # what training has left is free too
         free = 0.9 * torch.cuda.mem_get_info(weight.device)[0]
         if dtype != weight.dtype:                           # the copy to read from
             free -= sum(p.numel() for p in model.parameters()) * dtype.itemsize
     else:
         free = 0.7 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         wanted = min(wanted, CPU_SLOTS)
-    free -= PREFILL_TOKENS * per_token
+    free -= slot_bytes(c, PREFILL_TOKENS, dtype)
     if free < per_slot:
         raise ValueError(f"the cache of one sequence of {length} tokens needs"
                          f" {per_slot / 2**30:.2f} GB; {max(0, free) / 2**30:.2f} GB are free")
@@ -611,28 +618,19 @@ def _rollouts(model, tokenizer, settings, sampling, problems):
 def main():
     import cli
     settings = cli.parse(Settings, __doc__)
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
     if (settings.prompt is None) == (settings.data is None):
         cli.stop("give either --prompt or --data")
     if settings.data and not settings.out:
         cli.stop("--data needs --out")
     if settings.limit is not None and settings.limit < 1:
         cli.stop(f"limit = {settings.limit} leaves no problems")
-    if dtype not in ("float32", "bfloat16"):
-        cli.stop(f"dtype = {dtype}: float32, bfloat16 or auto")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        cli.stop("no CUDA device here: --device cpu")
     if settings.template not in ("chat", "base", "plain"):
         cli.stop(f"template = {settings.template}: chat, base or plain")
     sampling = {key: getattr(settings, key) for key in
                 ("n", "max_new_tokens", "temperature", "top_p", "top_k", "slots")}
     problems = []
     try:
+        device, dtype = cli.device_and_dtype(settings.device, settings.dtype)
         check(**sampling)
         if settings.prompt == "":
             raise ValueError("the prompt is empty")
@@ -641,7 +639,7 @@ def main():
             if not problems:
                 raise ValueError(f"{settings.data}: no problems")
         tokenizer = load_tokenizer(settings.model)
-        model = transformer.load(settings.model, device, getattr(torch, dtype)).eval()
+        model = transformer.load(settings.model, device, dtype).eval()
         sampling |= {"seed": settings.seed, "stop": stop_ids(model, tokenizer)}
         if settings.data:
             _rollouts(model, tokenizer, settings, sampling, problems)
