@@ -3,7 +3,7 @@
     python grpo.py --model runs/sft/model --data data/kk_train.jsonl --out runs/rl --eval data/kk_test.jsonl
     torchrun --nproc-per-node 2 grpo.py --model ...
 
-For every prompt the policy draws n answers o_1 ... o_n and the task's rule gives each a reward r.
+For every prompt the policy draws a group of answers o_1 ... o_G and the task's rule gives each a reward r.
 An answer is worth what it is better than its group, and its tokens are made likelier by that much:
 
     A_i = (r_i - mean r) / (std r + 1e-6)
@@ -46,7 +46,7 @@ class Settings:
     out: str                        # run directory; the trained model will be in OUT/model
     steps: int = 100                # batches of answers (paper: 100 to 150)
     prompts: int = 128              # problems in a step (paper: 128)
-    n: int = 8                      # answers to each (paper: 8)
+    group: int = 8                  # answers to each (paper: 8)
     temperature: float = 0.7        # of sampling, and of the log-probs that train (paper: 0.7)
     max_prompt_tokens: int = 1024   # problems with longer prompts are left out (paper: 1024)
     max_new_tokens: int = 4096      # longest answer (paper: 4096)
@@ -96,7 +96,7 @@ class Settings:
 def advantages(rewards: Tensor, std_norm: bool = True) -> Tensor:
     """What each answer is worth beside the others to its prompt, [P, G] -> [P, G]."""
     if rewards.shape[-1] < 2:
-        raise ValueError("a group of one has nothing to be compared with: n must be at least 2")
+        raise ValueError("a group of one has nothing to be compared with: it takes at least 2")
     centred = rewards - rewards.mean(-1, keepdim=True)
     if std_norm:
         centred = centred / (rewards.std(-1, keepdim=True) + 1e-6)              # unbiased (paper)
@@ -130,12 +130,12 @@ def k3(new: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
 
 # ---- answers ---------------------------------------------------------------------------------
 def answer(model, tokenizer, problems: dict[int, dict], step, slots, ranks, settings, show):
-    """n rollouts for each of the problems, [problem][n], which are keyed by their position in the
+    """A group of rollouts for each of the problems, [problem][group], which are keyed by their position in the
     endless shuffled list: an answer's noise is a function of seed, position and number.
     """
     mine = list(problems)[ranks.rank::ranks.size]
-    groups = [[None] * settings.n for _ in mine]
-    ends = as_they_end(model, [problems[at]["prompt_tokens"] for at in mine], n=settings.n,
+    groups = [[None] * settings.group for _ in mine]
+    ends = as_they_end(model, [problems[at]["prompt_tokens"] for at in mine], n=settings.group,
                        indices=mine, seed=settings.seed, max_new_tokens=settings.max_new_tokens,
                        temperature=settings.temperature, stop=stop_ids(model, tokenizer),
                        slots=slots)
@@ -144,7 +144,7 @@ def answer(model, tokenizer, problems: dict[int, dict], step, slots, ranks, sett
         groups[i][j] = {**problem, "sample": j, "response": text, "tokens": sample.tokens,
                         "logprobs": sample.logprobs, "finished": sample.finished,
                         "reward": reward(problem, text, sample.finished), "step": step}
-        show(done, len(mine) * settings.n)
+        show(done, len(mine) * settings.group)
     return ranks.gather(groups)
 
 
@@ -267,8 +267,8 @@ def check_grpo(s) -> None:
                    {**AT_LEAST, "steps": 1, "prompts": 1, "updates": 1, "minibatches": 1,
                     "max_prompt_tokens": 1, "max_new_tokens": 1, "kl": 0, "kl_every": 0,
                     "cut_off_penalty": 0, "rollouts": -1, "texts": 0})
-    if s.n < 2:
-        raise ValueError(f"n = {s.n}: an answer is compared with others to its prompt; at least 2")
+    if s.group < 2:
+        raise ValueError(f"group = {s.group}: an answer is compared with others to its prompt; at least 2")
     if not s.temperature > 0:
         raise ValueError(f"temperature = {s.temperature}: greedy answers to a prompt are all equal")
     if s.prompts % s.minibatches:
@@ -305,9 +305,9 @@ def plan(settings, config, dtype, ranks, prompt_tokens: int, run):
     """Decide what the memory is for: (slots to sample with, whether the sampler's cache may stay
     while training, whether to recompute activations)."""
     room = free_memory(ranks.device)
-    longest, each = prompt_tokens + settings.max_new_tokens, settings.prompts * settings.n
+    longest, each = prompt_tokens + settings.max_new_tokens, settings.prompts * settings.group
     P = memory_plan(config, settings, dtype, 1, 1, False)["weights"] // 4
-    slot, wanted = slot_bytes(config, longest, dtype), -(-settings.prompts // ranks.size) * settings.n
+    slot, wanted = slot_bytes(config, longest, dtype), -(-settings.prompts // ranks.size) * settings.group
     if ranks.device.type == "cpu":
         wanted = min(wanted, CPU_SLOTS)
     beside = {"sampler's weights": 0 if dtype == torch.float32 else P * dtype.itemsize,

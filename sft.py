@@ -523,9 +523,10 @@ def choose_plan(config, settings, dtype, longest, batch, room, more=0) -> tuple[
 def show_plan(what: str, parts: dict, room: float, first: bool) -> None:
     """Print the plan in a line; ValueError where there is not that much room."""
     total = sum(parts.values())
+    unit, scale = (1e9, "GB") if total > 1e9 else (1e6, "MB")
     line = f"memory to {what}: " + " + ".join(
-        f"{name} {size / 1e9:.2f}" for name, size in parts.items() if size)
-    line += f" = {total / 1e9:.2f} of {room / 1e9:.1f} GB"
+        f"{name} {size / unit:.2f}" for name, size in parts.items() if size)
+    line += f" = {total / unit:.2f} of {room / unit:,.0f} {scale}"
     if total > room:
         raise ValueError(f"{line}: does not fit (smaller --micro-tokens, --checkpointing yes and"
                          " --offload need less)")
