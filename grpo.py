@@ -63,8 +63,9 @@ class Settings:
     clip: float = 0.2               # how far below 1 the ratio counts (paper: 0.2; idle at 1 update)
     clip_high: float | None = None  # how far above 1; none: as --clip (DAPO, 2503.14476: 0.28)
     std_norm: bool = True           # divide by the group's std (paper); no: Dr.GRPO, 2503.20783
-    norm: str = "token"             # mean over all tokens (paper, DAPO); sequence: mean of answers'
-    #                                 means (2402.03300); constant: tokens / max_new (Dr.GRPO)
+    norm: str = "token"             # mean over all tokens (DAPO; what the paper did is not known);
+    #                                 sequence: mean of answers' means (2402.03300); constant: sum
+    #                                 over tokens / max_new_tokens (Dr.GRPO)
     kl: float = 0.0                 # weight of the k3 KL to the start (paper: 0; 2402.03300: 0.04)
     entropy_bonus: float = 0.0      # weight of the entropy (paper: 0; A3C, 1602.01783)
     cut_off: str = "zero"           # an answer cut off is worth 0 (paper); mask: and not trained on

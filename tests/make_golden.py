@@ -7,32 +7,25 @@ Every parameter is random and large, biases and norms too: with the usual initia
 as Qwen's is, and the pad token is the end token, as in Qwen2.5 base.
 """
 import os
+import sys
 
 import torch
 import transformers
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
+sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
+from sft import train_tokenizer  # noqa: E402
+
 TEXT = ["A says B is a knave. B says A is a knight.", "So who is a knight and who is a knave?",
         "The answer is \\boxed{A is a knight, B is a knave}"]
-
-
-def make_tokenizer(path):
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(TEXT, trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
-    tokenizer.save(path)
-    return tokenizer
 
 
 def main():
     torch.manual_seed(0)
     os.makedirs(HERE, exist_ok=True)
-    tokenizer = make_tokenizer(os.path.join(HERE, "tokenizer.json"))
+    tokenizer = train_tokenizer(TEXT, 300)
+    tokenizer.save(os.path.join(HERE, "tokenizer.json"))
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
         vocab_size=320, hidden_size=64, intermediate_size=144, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
