@@ -15,7 +15,7 @@ import sys
 import types
 import typing
 
-from verify import last_boxed
+from verify import TASKS, last_boxed
 
 
 def stop(message: str):
@@ -80,8 +80,10 @@ def device_and_dtype(device: str, dtype: str):
     import torch
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("no CUDA device here: --device cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"device = {device}: cpu, cuda, cuda:0 ... or auto")
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"no such CUDA device here: {device}; --device cpu")
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     if dtype not in ("float32", "bfloat16"):
@@ -201,9 +203,17 @@ def read_problems(path: str, template: str = "chat") -> list[dict]:
     """The problems of a file; `template` makes the prompts of official files, ours carry theirs."""
     problems = []
     for number, row in numbered_jsonl(path):
-        problem = as_problem(row, template, f"{os.path.basename(path)}:{number}")
+        try:
+            problem = as_problem(row, template, f"{os.path.basename(path)}:{number}")
+        except (TypeError, AttributeError):                 # a number where text should be
+            problem = None
         if problem is None:
             stop(f"{path}:{number}: not a problem: needs task, prompt and gold, or the fields of an"
                  " official K&K, MATH or GSM8K file")
+        if problem["task"] not in TASKS:
+            stop(f"{path}:{number}: unknown task {problem['task']!r}: one of {', '.join(TASKS)}")
+        for name in ("prompt", "gold"):
+            if not isinstance(problem[name], str) or not problem[name].strip():
+                stop(f"{path}:{number}: its {name} is {json.dumps(problem[name])}, not a text")
         problems.append(problem)
     return problems

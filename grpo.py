@@ -1,10 +1,11 @@
 """GRPO with rule-based rewards: sample groups of answers, verify them, update; and again.
 
-    python grpo.py --model runs/sft/model --data data/kk_train.jsonl --out runs/rl --eval data/kk_test.jsonl
+    python grpo.py --model runs/sft/model --data data/kk_train.jsonl --out runs/rl
     torchrun --nproc-per-node 2 grpo.py --model ...
 
-For every prompt the policy draws a group of answers o_1 ... o_G and the task's rule gives each a reward r.
-An answer is worth what it is better than its group, and its tokens are made likelier by that much:
+For every prompt the policy draws a group of answers o_1 ... o_G, and the task's rule gives each a
+reward r. An answer is worth what it is better than its group, and its tokens are made likelier by
+that much:
 
     A_i = (r_i - mean r) / (std r + 1e-6)
     loss = - mean over tokens of  min(ratio * A, clip(ratio, 1 - c, 1 + c) * A)
@@ -19,6 +20,7 @@ From the paper: the defaults below, read from its code where the comment says so
 options, each with its own source; prompts are shuffled by (seed, epoch).
 """
 import os
+import sys
 import time
 from dataclasses import dataclass
 
@@ -32,10 +34,11 @@ import model as transformer
 from sample import (CPU_SLOTS, PREFILL_TOKENS, as_they_end, load_tokenizer, release, response_text,
                     slot_bytes, stop_ids)
 from sft import (AT_LEAST, CHOICES, MAY_CHANGE, Order, Run, Sequence, accumulate, begin,
-                 check_settings, choose_plan, command, evaluate, free_memory, learning_rate,
-                 memory_plan, read_eval, show_plan, token_weights)
-from verify import TASKS, reward
+                 check_settings, choose_plan, command, evaluate, files_of, free_memory,
+                 learning_rate, parameters_in, read_eval, show_plan, token_weights)
+from verify import reward
 
+ENOUGH = 256    # answers in the making that use a GPU well
 ROUNDS = 10     # batches of prompts drawn at most for one step that resamples equal groups
 
 
@@ -60,7 +63,7 @@ class Settings:
     clip_norm: float = 1.0          # longest gradient (paper: 1)
     updates: int = 1                # passes over a step's answers (paper: 1)
     minibatches: int = 1            # updates in a pass, each on its share of the prompts (paper: 1)
-    clip: float = 0.2               # how far below 1 the ratio counts (paper: 0.2; idle at 1 update)
+    clip: float = 0.2               # how far below 1 the ratio counts (paper: 0.2; idle here)
     clip_high: float | None = None  # how far above 1; none: as --clip (DAPO, 2503.14476: 0.28)
     std_norm: bool = True           # divide by the group's std (paper); no: Dr.GRPO, 2503.20783
     norm: str = "token"             # mean over all tokens (DAPO; what the paper did is not known);
@@ -79,7 +82,7 @@ class Settings:
     eval_n: int = 1                 # samples per problem
     eval_temperature: float = 0.0   # 0: greedy (paper)
     eval_max_new_tokens: int = 4096     # (paper: 4096)
-    kl_every: int = 10              # steps between two measurements of the KL to the start; 0: never
+    kl_every: int = 10              # steps between two measurements of the KL to the start; or 0
     rollouts: int = -1              # write the answers of the last so many steps; -1: of all
     texts: int = 3                  # answers of each step to write out for reading
     save_every: int = 10            # steps between two checkpoints
@@ -131,8 +134,8 @@ def k3(new: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
 
 # ---- answers ---------------------------------------------------------------------------------
 def answer(model, tokenizer, problems: dict[int, dict], step, slots, ranks, settings, show):
-    """A group of rollouts for each of the problems, [problem][group], which are keyed by their position in the
-    endless shuffled list: an answer's noise is a function of seed, position and number.
+    """A group of rollouts for each of the problems, [problem][group]. These are keyed by their
+    position in the endless shuffled list: the noise of an answer comes from it, seed and number.
     """
     mine = list(problems)[ranks.rank::ranks.size]
     groups = [[None] * settings.group for _ in mine]
@@ -149,8 +152,14 @@ def answer(model, tokenizer, problems: dict[int, dict], step, slots, ranks, sett
     return ranks.gather(groups)
 
 
-def is_equal(group: list[dict]) -> bool:
-    return all(row["reward"] == group[0]["reward"] for row in group)
+def worth(row: dict, settings) -> float:
+    """What an answer counts beside its group: its reward, less the penalty if it was cut off."""
+    penalised = settings.cut_off == "penalty" and not row["finished"]
+    return row["reward"] - settings.cut_off_penalty * penalised
+
+
+def is_equal(group: list[dict], settings) -> bool:
+    return len({worth(row, settings) for row in group}) == 1
 
 
 def sequence_of(row: dict) -> Sequence:
@@ -170,13 +179,11 @@ def to_train_on(groups: list[list[dict]], settings) -> list[list[Answer]]:
     """The groups' answers with their advantages; without those that are not to be trained on."""
     if not groups:
         return []
-    penalty = settings.cut_off_penalty if settings.cut_off == "penalty" else 0.0
-    worth = torch.tensor([[row["reward"] - penalty * (not row["finished"]) for row in group]
-                          for group in groups])
+    values = torch.tensor([[worth(row, settings) for row in group] for group in groups])
     return [[Answer(sequence_of(row), value, torch.tensor(row["logprobs"]))
-             for row, value in zip(group, values)
+             for row, value in zip(group, found)
              if row["finished"] or settings.cut_off != "mask"]
-            for group, values in zip(groups, advantages(worth, settings.std_norm).tolist())]
+            for group, found in zip(groups, advantages(values, settings.std_norm).tolist())]
 
 
 # ---- the update ------------------------------------------------------------------------------
@@ -196,7 +203,8 @@ def logprobs_of(model, ranks, answers: list[Answer], settings) -> dict[int, Tens
         found.update((i, row[m]) for i, row, m in zip(indices, logp, mask))
         return logp.new_zeros(())
     with torch.no_grad():
-        accumulate(model, ranks, [a.sequence for a in answers], settings, keep, settings.temperature)
+        accumulate(model, ranks, [a.sequence for a in answers], settings, keep,
+                   settings.temperature)
     return found
 
 
@@ -217,15 +225,15 @@ def update(model, optimizer, ranks, groups: list[list[Answer]], lr: float, setti
         batches.append((answers, total, old, ref))
 
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)     # tokens, clipped, gap, KL
-    losses, norms = [], []
+    losses, norms, skipped = [], [], 0
     for answers, total, old, ref in batches * s.updates:
         def loss_of(indices, new, mask, entropy):
             before = new.detach() if old is None else padded([old[i] for i in indices], new)
             start = None if ref is None else padded([ref[i] for i in indices], new)
             A = torch.tensor([answers[i].advantage for i in indices], device=new.device)
             with torch.no_grad():
-                ratio, sampled = (new - before).exp(), padded([answers[i].logprobs for i in indices],
-                                                              new)
+                sampled = padded([answers[i].logprobs for i in indices], new)
+                ratio = (new - before).exp()
                 high = s.clip if s.clip_high is None else s.clip_high
                 clipped = torch.where(A[:, None] > 0, ratio > 1 + high, ratio < 1 - s.clip)
                 sums.add_(torch.stack([x.double().sum() for x in (
@@ -236,8 +244,10 @@ def update(model, optimizer, ranks, groups: list[list[Answer]], lr: float, setti
         losses.append(accumulate(model, ranks, [a.sequence for a in answers], s, loss_of,
                                  s.temperature, bool(s.entropy_bonus)))
         norms.append(optimizer.update(lr, losses[-1]))
+        skipped += optimizer.skipped > 0
     tokens, clipped, gap, kl = ranks.sum(sums.tolist())
-    found = {"loss": mean(losses), "grad_norm": mean(norms), "trained_tokens": int(tokens),
+    found = {"loss": mean(losses), "grad_norm": mean(norms), "skipped": skipped,
+             "trained_tokens": int(tokens),
              "clip_fraction": clipped / max(1, tokens), "sampler_gap": gap / max(1, tokens)}
     return found | ({"kl": kl / max(1, tokens)} if s.kl else {})
 
@@ -269,9 +279,9 @@ def check_grpo(s) -> None:
                     "max_prompt_tokens": 1, "max_new_tokens": 1, "kl": 0, "kl_every": 0,
                     "cut_off_penalty": 0, "rollouts": -1, "texts": 0})
     if s.group < 2:
-        raise ValueError(f"group = {s.group}: an answer is compared with others to its prompt; at least 2")
-    if not s.temperature > 0:
-        raise ValueError(f"temperature = {s.temperature}: greedy answers to a prompt are all equal")
+        raise ValueError(f"group = {s.group}: answers to a prompt are compared; at least 2")
+    if not 0 < s.temperature < float("inf"):
+        raise ValueError(f"temperature = {s.temperature}: must draw different answers")
     if s.prompts % s.minibatches:
         raise ValueError(f"prompts = {s.prompts} cannot be cut into {s.minibatches} minibatches")
     if not 0 < s.clip < 1 or not (s.clip_high is None or s.clip_high > 0):
@@ -282,20 +292,15 @@ def read_training(settings, tokenizer) -> list[dict]:
     """The problems of --data with their prompt_tokens; those with long prompts are left out."""
     problems = []
     for path in settings.data:
-        for problem in cli.read_problems(path, settings.template):
-            if problem["task"] not in TASKS:
-                raise ValueError(f"{path}: {problem['id']} is of an unknown task,"
-                                 f" {problem['task']!r}: one of {', '.join(TASKS)}")
-            if not isinstance(problem["gold"], str) or not problem["gold"].strip():
-                raise ValueError(f"{path}: {problem['id']} has no gold answer")
-            problems.append(problem)
+        problems += cli.read_problems(path, settings.template)
     if not problems:
         raise ValueError(f"{' '.join(settings.data)}: no problems")
     for problem in problems:
         problem["prompt_tokens"] = tokenizer.encode(problem["prompt"], add_special_tokens=False).ids
     fitting = [p for p in problems if 0 < len(p["prompt_tokens"]) <= settings.max_prompt_tokens]
     if not fitting:
-        raise ValueError(f"none of {len(problems)} prompts has 1 to {settings.max_prompt_tokens} tokens")
+        raise ValueError(f"none of {len(problems)} prompts has 1 to {settings.max_prompt_tokens}"
+                         " tokens")
     if len(fitting) < len(problems):
         print(f"{len(problems) - len(fitting)} of {len(problems)} problems are left out: prompts of"
               f" more than {settings.max_prompt_tokens} tokens", file=sys.stderr)
@@ -307,18 +312,19 @@ def plan(settings, config, dtype, ranks, prompt_tokens: int, run):
     while training, whether to recompute activations)."""
     room = free_memory(ranks.device)
     longest, each = prompt_tokens + settings.max_new_tokens, settings.prompts * settings.group
-    P = memory_plan(config, settings, dtype, 1, 1, False)["weights"] // 4
-    slot, wanted = slot_bytes(config, longest, dtype), -(-settings.prompts // ranks.size) * settings.group
+    P = parameters_in(config)
+    slot = slot_bytes(config, longest, dtype)
+    wanted = -(-settings.prompts // ranks.size) * settings.group
     if ranks.device.type == "cpu":
         wanted = min(wanted, CPU_SLOTS)
     beside = {"sampler's weights": 0 if dtype == torch.float32 else P * dtype.itemsize,
               "reference": P * dtype.itemsize if settings.kl else 0}
     train, recompute = choose_plan(config, settings, dtype, longest, each, room,
-                                   sum(beside.values()) + wanted * slot)
+                                   sum(beside.values()) + min(wanted, ENOUGH) * slot)
     sample = {"weights": train["weights"], "AdamW": train["AdamW"], **beside,
               "prefill": slot_bytes(config, PREFILL_TOKENS, dtype)}
     slots = min(wanted, (room - sum(train.values()) - sum(beside.values())) // slot)
-    stays = slots >= min(wanted, 256)
+    stays = slots >= min(wanted, ENOUGH)
     if not stays:                                           # give it back before each update
         slots = max(1, min(wanted, (room - sum(sample.values())) // slot))
         beside["sampler's weights"] = 0
@@ -334,7 +340,7 @@ def start_model(settings, ranks, dtype):
     return transformer.load(settings.model, ranks.device, dtype).requires_grad_(False)
 
 
-def describe(groups: list[list[dict]]) -> dict:
+def describe(groups: list[list[dict]], settings) -> dict:
     """What the sampled answers of a step are like."""
     rows, levels = [row for group in groups for row in group], {}
     for row in rows:
@@ -342,8 +348,9 @@ def describe(groups: list[list[dict]]) -> dict:
     lengths = [len(row["tokens"]) for row in rows]
     return {"reward": mean(row["reward"] for row in rows),
             "by_level": {level: mean(rewards) for level, rewards in sorted(levels.items())},
-            "equal_groups": mean(map(is_equal, groups)), "length": mean(lengths),
-            "longest": max(lengths), "cut_off": mean(not row["finished"] for row in rows),
+            "equal_groups": mean(is_equal(group, settings) for group in groups),
+            "length": mean(lengths), "longest": max(lengths),
+            "cut_off": mean(not row["finished"] for row in rows),
             # - log p of what was drawn: unbiased for the entropy of what it was drawn from
             "entropy": -sum(sum(row["logprobs"]) for row in rows) / sum(lengths)}
 
@@ -352,9 +359,11 @@ def write_answers(settings, step: int, groups: list[list[dict]]) -> None:
     """The rollouts of a step as JSONL, and a few of them to read."""
     name = os.path.join(settings.out, "{}", "step-{:06d}.{}")
     if settings.rollouts:
-        cli.write_jsonl(name.format("rollouts", step, "jsonl"), (
-            {**{key: value for key, value in row.items() if key != "prompt_tokens"},
-             "logprobs": [round(x, 5) for x in row["logprobs"]]} for group in groups for row in group))
+        rows = [{**row, "logprobs": [round(x, 5) for x in row["logprobs"]]}
+                for group in groups for row in group]
+        for row in rows:
+            del row["prompt_tokens"]
+        cli.write_jsonl(name.format("rollouts", step, "jsonl"), rows)
         old = name.format("rollouts", step - settings.rollouts, "jsonl")
         if settings.rollouts > 0 and os.path.exists(old):
             os.remove(old)
@@ -363,8 +372,8 @@ def write_answers(settings, step: int, groups: list[list[dict]]) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "w", encoding="utf-8", errors="replace") as file:
             for row in [group[0] for group in groups[:settings.texts]]:
-                file.write(f"==== {row['id']}: reward {row['reward']:g}, {len(row['tokens'])} tokens"
-                           f"{'' if row['finished'] else ', cut off'}; gold: {row['gold']}\n"
+                file.write(f"==== {row['id']}: reward {row['reward']:g}, {len(row['tokens'])}"
+                           f" tokens{'' if row['finished'] else ', cut off'}; gold: {row['gold']}\n"
                            f"{row['prompt']}\n---- answer\n{row['response']}\n\n")
 
 
@@ -377,8 +386,8 @@ def train(settings, ranks, dtype) -> None:
                          f" {config.max_position_embeddings}")
     problems = read_training(settings, tokenizer)
     held_out = read_eval(settings, tokenizer, config)
-    run = Run(settings, ranks, [*settings.data, *filter(None, [settings.eval])],
-              MAY_CHANGE + ("steps",) * (settings.schedule == "constant"))
+    run = Run(settings, ranks, files_of(settings), MAY_CHANGE + ("rollouts", "texts") + (
+        ("steps",) if settings.schedule == "constant" else ()))
     longest = max(len(problem["prompt_tokens"]) for problem in problems)
     slots, cache_stays, recompute = plan(settings, config, dtype, ranks, longest, run)
     model, optimizer = begin(settings, ranks, run, config, None, dtype, recompute)
@@ -407,7 +416,7 @@ def train(settings, ranks, dtype) -> None:
                                                      for i in range(settings.prompts)},
                                   step, slots, ranks, settings, show)
                 chosen = [group for group in sampled
-                          if settings.equal_groups == "keep" or not is_equal(group)]
+                          if settings.equal_groups == "keep" or not is_equal(group, settings)]
                 if len(chosen) >= settings.prompts:
                     break
             if not cache_stays:
@@ -416,8 +425,8 @@ def train(settings, ranks, dtype) -> None:
 
             lr = learning_rate(step - 1, settings.steps, settings.lr, settings.schedule,
                                settings.warmup)
-            trained = update(model, optimizer, ranks, to_train_on(chosen[:settings.prompts], settings),
-                             lr, settings, reference)
+            answers = to_train_on(chosen[:settings.prompts], settings)
+            trained = update(model, optimizer, ranks, answers, lr, settings, reference)
             clock.append(time.perf_counter())
 
             rows = [row for group in sampled for row in group]
@@ -426,7 +435,7 @@ def train(settings, ranks, dtype) -> None:
             run.state["tokens"] += tokens
             row = {"step": step, "epoch": round(run.state["position"] / len(problems), 4),
                    "samples": run.state["samples"], "tokens": run.state["tokens"],
-                   **describe(sampled), **trained, "lr": lr, "skipped": optimizer.skipped}
+                   **describe(sampled, settings), **trained, "lr": lr}
             if settings.kl_every and step % settings.kl_every == 0 and not settings.kl:
                 row["kl"] = kl_to_start(start_model(settings, ranks, dtype), ranks, rows, settings)
             if held_out and (step % settings.eval_every == 0 or step == settings.steps):
@@ -435,14 +444,14 @@ def train(settings, ranks, dtype) -> None:
             if run.first:
                 write_answers(settings, step, sampled)
             clock.append(time.perf_counter())
-            row["seconds"] = {name: round(after - before, 3) for name, before, after
-                              in zip(("sample", "train", "measure"), clock, clock[1:])}
-            row["tokens_per_second"] = {"sample": round(tokens / row["seconds"]["sample"]),
-                                        "train": round(trained["trained_tokens"]
-                                                       / row["seconds"]["train"])}
-            shown = (f"reward {row['reward']:.3f}, "
-                     + (f"right {row['eval']['accuracy']:.1%}, " if "eval" in row else "")
-                     + f"{row['length']:.0f} tokens, {row['tokens_per_second']['sample']:,} tokens/s ")
+            seconds = {name: after - before for name, before, after
+                       in zip(("sample", "train", "measure"), clock, clock[1:])}
+            row["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
+            row["tokens_per_second"] = {"sample": round(tokens / seconds["sample"]), "train": round(
+                trained["trained_tokens"] / max(seconds["train"], 1e-9))}
+            right = f"right {row['eval']['accuracy']:.1%}, " if "eval" in row else ""
+            shown = (f"reward {row['reward']:.3f}, {right}{row['length']:.0f} tokens,"
+                     f" {row['tokens_per_second']['sample']:,} tokens/s ")
             bar.set_postfix_str(shown, refresh=False)
             bar.update()
             run.end_step(row, model, optimizer, last=step == settings.steps)

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, fields
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -61,9 +61,9 @@ class Config:
     def load(path: str) -> "Config":
         """Read a config.json (or the one in a directory); refuse by name what is not Qwen2."""
         path = os.path.join(path, "config.json") if os.path.isdir(path) else path
-        raw = _read_json(path)
-        if raw is None:
-            raise ValueError(f"{path}: no such file")
+        raw = read_json(path)
+        if not isinstance(raw, dict):
+            raise ValueError(f"{path}: " + ("no such file" if raw is None else "not a JSON object"))
         rope = raw.get("rope_parameters") or {}     # transformers 5 keeps theta and scaling here
         scaling = raw.get("rope_scaling") or rope
         layers = raw.get("num_hidden_layers", 0)
@@ -338,7 +338,7 @@ CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer
            "chat_template.jinja")
 
 
-def _read_json(path: str):
+def read_json(path: str):
     """The content of a JSON file, or None where there is none."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -398,7 +398,7 @@ def load(path: str, device="cpu", dtype=torch.float32, compute_dtype=None) -> Tr
     if not os.path.isdir(path):
         raise ValueError(f"{path}: no such directory")
     config = Config.load(path)
-    index = _read_json(os.path.join(path, "model.safetensors.index.json"))
+    index = read_json(os.path.join(path, "model.safetensors.index.json"))
     shards = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
     shards = [os.path.join(path, shard) for shard in shards]
     if absent := [shard for shard in shards if not os.path.exists(shard)]:
@@ -409,8 +409,12 @@ def load(path: str, device="cpu", dtype=torch.float32, compute_dtype=None) -> Tr
     expected = {name: list(p.shape) for name, p in model.named_parameters()}
     found = {}                                      # name -> (file, shape)
     for shard in shards:
-        with safe_open(shard, framework="pt") as tensors:
-            found |= {name: (shard, tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+        try:
+            with safe_open(shard, framework="pt") as tensors:
+                found |= {name: (shard, tensors.get_slice(name).get_shape())
+                          for name in tensors.keys()}
+        except SafetensorError as error:            # cut short, or a pointer in its place
+            raise ValueError(f"{shard}: not a safetensors file: {error}") from None
     ignored = re.compile(r"rotary_emb\.inv_freq$" + ("|^lm_head.weight$"
                                                      if config.tie_word_embeddings else ""))
     found = {name: at for name, at in found.items() if not ignored.search(name)}
@@ -455,6 +459,13 @@ def save(model: Transformer, path: str, dtype: torch.dtype | None = None,
         shutil.rmtree(stale, ignore_errors=True)
 
 
+def save_tensors(tensors: dict[str, Tensor], path: str) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:                # a full disk, say
+        raise OSError(f"cannot write {path}: {error}") from None
+
+
 def _write(model, path, dtype, shard_bytes):
     weights = {name: p.detach() for name, p in model.named_parameters()}
     dtype = dtype or next(iter(weights.values())).dtype
@@ -468,7 +479,7 @@ def _write(model, path, dtype, shard_bytes):
         f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     for name, shard in zip(names, shards):
         shard = {key: weight.to("cpu", dtype).contiguous() for key, weight in shard.items()}
-        save_file(shard, os.path.join(path, name), metadata={"format": "pt"})
+        save_tensors(shard, os.path.join(path, name))
 
     files = dict(model.files)
     if "config.json" in files:                      # as it came, keys we do not know included

@@ -169,6 +169,8 @@ class _Slots:
         self.state = (self.numbers, self.flags, self.drawn, self.logprob)
         self.stop = torch.tensor(sorted(stop), dtype=torch.int64, device=weight.device)
         self.graphs = {} if weight.is_cuda else None        # (batch, pages) -> CUDA graph
+        # All of them use the same memory: one runs at a time, and leaves what it made in `state`.
+        self.pool = torch.cuda.graph_pool_handle() if weight.is_cuda else None
 
     def __deepcopy__(self, memo):
         return None                                         # a copied model makes its own
@@ -287,7 +289,7 @@ class _Slots:
         for tensor, old in zip(self.state, before):
             tensor.copy_(old)                                   # what it put in the cache is right
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, pool=self.pool):
             self._step(reach)
         return graph
 
@@ -512,7 +514,10 @@ def load_tokenizer(path: str):
     if not os.path.exists(file):
         raise ValueError(f"{path}: no " + ("tokenizer.json" if os.path.isdir(path)
                                            else "such directory"))
-    return Tokenizer.from_file(file)
+    try:
+        return Tokenizer.from_file(file)
+    except Exception as error:                              # what tokenizers raises is no subclass
+        raise ValueError(f"{file}: {error}") from None
 
 
 def stop_ids(model, tokenizer) -> set[int]:

@@ -17,6 +17,7 @@ so the step is all that a checkpoint has to know of it: a resumed run is the run
 From the paper: the defaults below. Not from it: examples longer than max_length are left out, and
 said so, where a cut would teach the model not to end.
 """
+import fcntl
 import glob
 import hashlib
 import json
@@ -28,17 +29,19 @@ import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 
 import numpy
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
 import cli
 import model as transformer
+from sample import generate, load_tokenizer, release, response_text, stop_ids
+from verify import reward, summary
 
 
 @dataclass
@@ -222,8 +225,8 @@ class AdamW:
         self.held = self.parameters
         if settings.offload:
             self.held = [p.detach().to("cpu", copy=True).requires_grad_() for p in self.parameters]
-        self.adamw = torch.optim.AdamW(self.held, betas=(settings.beta1, settings.beta2), fused=True,
-                                       weight_decay=settings.weight_decay)
+        self.adamw = torch.optim.AdamW(self.held, betas=(settings.beta1, settings.beta2),
+                                       weight_decay=settings.weight_decay, fused=True)
         for p in self.held:                                 # made here, so that memory is known
             self.adamw.state[p] = {"step": torch.zeros((), device=p.device),
                                    "exp_avg": torch.zeros_like(p),
@@ -266,12 +269,13 @@ class Ranks:
     def __init__(self, device: str):
         self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
         self.device = torch.device(device)
-        if self.device.type == "cuda" and self.size > 1:
-            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         if self.device.type == "cuda":
+            if self.size > 1 or self.device.index is None:
+                self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
-        if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        if self.size > 1 and not dist.is_initialized():     # waiting for one that saves is no fault
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo",
+                                    timeout=timedelta(hours=2))
 
     def sum(self, values: list[float]) -> list[float]:
         if self.size == 1:
@@ -295,7 +299,8 @@ class Ranks:
 
 
 # ---- the run directory -----------------------------------------------------------------------
-MAY_CHANGE = ("out", "resume", "save_every", "keep", "device", "offload")   # when a run goes on
+MAY_CHANGE = ("out", "resume", "save_every", "keep", "device", "offload", "micro_tokens", "pack",
+              "checkpointing")                              # when a run goes on
 
 
 GIVE_UP_AFTER = 5                                           # updates in a row that were not finite
@@ -314,55 +319,59 @@ class Run:
     def __init__(self, settings, ranks, files: list[str], may_change=MAY_CHANGE):
         self.out, self.keep, self.save_every = settings.out, settings.keep, settings.save_every
         self.ranks, self.first, self.asked_to_stop = ranks, ranks.rank == 0, None
-        self.state = {"step": 0, "best": None}              # what a checkpoint knows besides tensors
+        self.state = {"step": 0, "best": None}              # of a checkpoint, besides its tensors
+        self.metrics = os.path.join(self.out, "metrics.jsonl")
+        self.checkpoint = max(self._checkpoints(), key=_number, default=None)
         settings_file = os.path.join(self.out, "settings.json")
         now = {"command": sys.argv, "settings": asdict(settings),
                "sha256": {file: _sha256(file) for file in files}}
-        if os.path.exists(settings_file):
+        if self.checkpoint or os.path.exists(self.metrics):
             if not settings.resume:
                 raise ValueError(f"{self.out} holds a run: --resume goes on with it")
-            self._must_match(settings_file, now, may_change)
-        elif os.path.isdir(self.out) and os.listdir(self.out):
+            self._must_match(transformer.read_json(settings_file) or {}, now, may_change)
+        elif os.path.isdir(self.out) and any(
+                name != "settings.json" and not name.endswith(".partial")
+                for name in os.listdir(self.out)):
             raise ValueError(f"{self.out} exists and is not a run directory")
         cli.check_output(settings_file)
-        self.checkpoint = max(glob.glob(glob.escape(self.out) + "/checkpoint-*[0-9]"),
-                              key=_step_of, default=None)
         if self.checkpoint:
-            with open(os.path.join(self.checkpoint, "state.json")) as file:
-                self.state = json.load(file)
+            self.state = transformer.read_json(os.path.join(self.checkpoint, "state.json"))
         ranks.sum([0.0])                                    # all have looked before one writes
         if self.first:
-            if not os.path.exists(settings_file):
+            self.lock = os.open(self.out, os.O_RDONLY)      # for as long as this process lives
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"another process is running in {self.out}") from None
+            if not (self.checkpoint or os.path.exists(self.metrics)):
                 _write_json(settings_file, now)
-            self._forget_after(self.state["step"])
+            self._forget_after(self.state["step"] if self.checkpoint else -1)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask_to_stop)
 
+    def _checkpoints(self) -> list[str]:
+        return sorted(glob.glob(glob.escape(self.out) + "/checkpoint-*[0-9]"), key=_number)
+
     @staticmethod
-    def _must_match(settings_file, now, may_change):
-        with open(settings_file) as file:
-            before = json.load(file)
-        other = [f"{name} was {before['settings'].get(name)!r}" for name, value
-                 in now["settings"].items()
-                 if name not in may_change and value != before["settings"].get(name)]
-        if other:
+    def _must_match(before, now, may_change):
+        settings, digests = before.get("settings", {}), before.get("sha256", {})
+        if other := [f"{name} was {settings.get(name)!r}" for name, value in now["settings"].items()
+                     if name not in may_change and value != settings.get(name)]:
             raise ValueError(f"this run was begun with other settings: {', '.join(other)}")
         for file, digest in now["sha256"].items():
-            if digest != before["sha256"].get(file):
+            if digest != digests.get(file):
                 raise ValueError(f"{file} has changed since this run was begun")
 
     def _forget_after(self, step: int):
         """Drop what a killed run wrote after its last checkpoint: it will be written again."""
-        path = os.path.join(self.out, "metrics.jsonl")
-        if os.path.exists(path):
-            with open(path, "rb") as file:
-                lines = [line for line in file if line.endswith(b"\n")]
-            kept = [row for row in map(json.loads, lines)
-                    if row["step"] <= step and self.checkpoint]
-            cli.write_jsonl(path, kept)
-        for path in glob.glob(glob.escape(self.out) + "/*/step-*"):
-            if _step_of(path) > step or not self.checkpoint:
-                os.remove(path)
+        if os.path.exists(self.metrics):
+            with open(self.metrics, "rb") as file:
+                rows = [json.loads(line) for line in file if line.endswith(b"\n")]
+            cli.write_jsonl(self.metrics, [row for row in rows if row["step"] <= step])
+        for folder in ("rollouts", "texts"):
+            for path in glob.glob(os.path.join(glob.escape(self.out), folder, "step-*")):
+                if _number(path) > step:
+                    os.remove(path)
 
     def _ask_to_stop(self, number, frame):
         # A second Ctrl-C does not wait; torchrun passes on the first one at once.
@@ -373,17 +382,26 @@ class Run:
         self.asked_to_stop = time.monotonic()
 
     def log(self, row: dict) -> None:
-        if self.first:
-            with open(os.path.join(self.out, "metrics.jsonl"), "a", encoding="utf-8") as file:
+        if not self.first:
+            return
+        row = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+               for name, value in row.items()}
+        try:
+            with open(self.metrics, "a", encoding="utf-8") as file:
                 file.write(cli.as_line(row))
+        except OSError as error:
+            raise OSError(f"cannot write {self.metrics}: {error.strerror}") from None
 
     def end_step(self, row: dict, model, optimizer, last: bool) -> None:
         """Log a step; save when it is time to; leave if asked to or if nothing is finite."""
         self.state["step"] = row["step"]
         self.log(row)
+        if row["skipped"] and self.first:
+            tqdm.write(f"step {row['step']}: the loss or the gradient is not finite; its update is"
+                       " left out", file=sys.stderr)
         if optimizer.skipped >= GIVE_UP_AFTER:
-            raise FloatingPointError(f"the last {GIVE_UP_AFTER} losses or gradients were not finite;"
-                                     f" the checkpoints in {self.out} are from before")
+            raise FloatingPointError(f"the last {GIVE_UP_AFTER} losses or gradients were not"
+                                     f" finite; the checkpoints in {self.out} are from before")
         # All processes must leave at the same step, whichever was asked to.
         stopping = self.ranks.sum([float(self.asked_to_stop is not None)])[0] > 0
         if (row["step"] % self.save_every == 0 or last or stopping) and not optimizer.skipped:
@@ -394,29 +412,25 @@ class Run:
 
     def save(self, model, optimizer) -> None:
         """A checkpoint of the step in `state`; then those before the last `keep` go."""
-        if not self.first:
-            return
         path = os.path.join(self.out, f"checkpoint-{self.state['step']:06d}")
-        if os.path.exists(path):
+        if not self.first or os.path.exists(path):
             return
         for stale in glob.glob(glob.escape(self.out) + "/checkpoint-*.partial"):
             shutil.rmtree(stale)
         partial = path + ".partial"
         try:
             transformer.save(model, os.path.join(partial, "model"))
-            save_file(optimizer.tensors(), os.path.join(partial, "optimizer.safetensors"))
+            tensors = os.path.join(partial, "optimizer.safetensors")
+            transformer.save_tensors(optimizer.tensors(), tensors)
+            _sync(tensors)
             _write_json(os.path.join(partial, "state.json"), self.state)
-            _sync(os.path.join(partial, "optimizer.safetensors"))
             os.rename(partial, path)
             _sync(self.out)
-        except (OSError, SafetensorError) as error:
-            raise OSError(f"cannot write {path} ({error}); the checkpoints before it are"
-                          " whole") from None
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        for old in sorted(glob.glob(glob.escape(self.out) + "/checkpoint-*[0-9]"),
-                          key=_step_of)[:-self.keep]:
-            shutil.rmtree(old)
+        for old in self._checkpoints()[:-self.keep]:
+            os.rename(old, old + ".partial")                # a half one must not look whole
+            shutil.rmtree(old + ".partial")
 
     def restore(self, optimizer) -> None:
         if self.checkpoint:
@@ -424,7 +438,8 @@ class Run:
 
     def keep_best(self, model, score: float) -> None:
         """Save the model as OUT/best if no score before was as high."""
-        if self.state["best"] is None or score > self.state["best"]:
+        best = self.state["best"]
+        if math.isfinite(score) and (best is None or score > best):
             self.state["best"] = score
             if self.first:
                 transformer.save(model, os.path.join(self.out, "best"))
@@ -432,9 +447,10 @@ class Run:
     def finish(self, model) -> None:
         if self.first:
             transformer.save(model, os.path.join(self.out, "model"))
+        self.ranks.sum([0.0])                               # nobody leaves before it is written
 
 
-def _step_of(path: str) -> int:
+def _number(path: str) -> int:
     return int(re.search(r"-(\d+)[^/]*$", path)[1])
 
 
@@ -460,8 +476,6 @@ def _write_json(path: str, value) -> None:
 # ---- measuring -------------------------------------------------------------------------------
 def evaluate(model, tokenizer, problems: list[dict], ranks, settings) -> dict:
     """How many problems the model answers right: over all, and by level."""
-    from sample import generate, release, response_text, stop_ids
-    from verify import reward, summary
     which = range(len(problems))[ranks.rank::ranks.size]
     prompts = [tokenizer.encode(problems[i]["prompt"], add_special_tokens=False).ids for i in which]
     groups = generate(model, prompts, n=settings.eval_n, temperature=settings.eval_temperature,
@@ -483,20 +497,24 @@ def evaluate(model, tokenizer, problems: list[dict], ranks, settings) -> dict:
                                           for level, rewards in sorted(levels.items())}}
 
 
+def parameters_in(config) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in transformer.Transformer(config).parameters())
+
+
 def memory_plan(config, settings, dtype, longest: int, batch: int, recompute: bool) -> dict:
     """Bytes on the device while training, by what they are for (counted, not measured).
 
     longest: tokens of the longest sequence; batch: sequences in an update.
     """
-    with torch.device("meta"):
-        shell = transformer.Transformer(config)
-    P, b = sum(p.numel() for p in shell.parameters()), dtype.itemsize
+    P, b = parameters_in(config), dtype.itemsize
     C, V, L = config.hidden_size, config.vocab_size, config.num_hidden_layers
     Q, KV = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     tokens = max(longest, min(settings.micro_tokens, batch * longest))
     # What autograd keeps of a layer: what goes into its products, and two norms in fp32.
     layer = tokens * (b * (2 * C + 2 * Q + 2 * KV + 4 * config.intermediate_size) + 16 * C)
-    kept = tokens * 8 * (C + config.head_dim) + (L * tokens * b * C + layer if recompute else L * layer)
+    kept = L * tokens * b * C + layer if recompute else L * layer
+    kept += tokens * 8 * (C + config.head_dim)
     casts = 0 if dtype == torch.float32 else b * (P // L if recompute else P)
     chunk = min(transformer.LOGITS_AT_ONCE, tokens * V)
     return {"weights": 4 * P, "AdamW": 0 if settings.offload else 8 * P, "gradients": 4 * P,
@@ -546,7 +564,7 @@ def check_settings(settings, choices=CHOICES, at_least=AT_LEAST) -> None:
     """ValueError for what cannot be trained with, before anything is loaded."""
     given = asdict(settings)
     for name, least in at_least.items():
-        if given.get(name, least) < least:
+        if not given.get(name, least) >= least:             # NaN is not
             raise ValueError(f"{name} = {given[name]}: at least {least}")
     for name, values in choices.items():
         if given.get(name, values[0]) not in values:
@@ -555,6 +573,15 @@ def check_settings(settings, choices=CHOICES, at_least=AT_LEAST) -> None:
                        ("beta1", 0 <= settings.beta1 < 1), ("beta2", 0 <= settings.beta2 < 1)):
         if not fine:
             raise ValueError(f"{name} = {given[name]} cannot be trained with")
+
+
+def files_of(settings) -> list[str]:
+    """What must not change while a run is stopped: data, and what the models are like."""
+    given = asdict(settings)
+    files = [*settings.data, *filter(None, map(given.get, ("val", "eval", "init")))]
+    for folder in filter(None, map(given.get, ("model", "init", "tokenizer"))):
+        files += [os.path.join(folder, name) for name in ("config.json", "tokenizer.json")]
+    return list(filter(os.path.isfile, files))
 
 
 def read_eval(settings, tokenizer, config) -> list[dict]:
@@ -581,6 +608,10 @@ def begin(settings, ranks, run, config, files, dtype, recompute: bool):
         transformer.set_files(model, files, settings.init)
     model.compute_dtype = None if dtype == torch.float32 else dtype
     model.checkpointing = recompute
+    if settings.offload:
+        P, processes = parameters_in(config), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        show_plan("offload", {"weights": 4 * P, "AdamW": 8 * P, "gradients": 4 * P},
+                  free_memory(torch.device("cpu")) / processes, run.first)
     optimizer = AdamW(model, settings)
     run.restore(optimizer)
     return model, optimizer
@@ -595,6 +626,9 @@ def command(settings, train) -> None:
         train(settings, Ranks(device), dtype)
     except (ValueError, OSError) as error:
         cli.stop(error)
+    except torch.OutOfMemoryError as error:
+        cli.stop(f"{str(error).split('. ')[0]}: smaller --micro-tokens or --checkpointing yes need"
+                 " less; --resume goes on from the last checkpoint")
     except FloatingPointError as error:
         print(error, file=sys.stderr)
         raise SystemExit(1) from None
@@ -639,6 +673,8 @@ def read_texts(paths: list[str]) -> list[tuple[str, dict]]:
                 cli.stop(f"{path}:{number}: needs prompt and response, or text")
             if not row["prompt"] + row["response"]:
                 cli.stop(f"{path}:{number}: is empty")
+            if re.search("[\ud800-\udfff]", row["prompt"] + row["response"]):
+                cli.stop(f"{path}:{number}: holds half a character")
             texts.append((f"{path}:{number}", row))
     if not texts:
         cli.stop(f"{' '.join(paths)}: no examples")
@@ -647,25 +683,28 @@ def read_texts(paths: list[str]) -> list[tuple[str, dict]]:
 
 def as_sequences(texts, tokenizer, end: int, settings) -> list[Sequence]:
     """The texts as tokens; prompt and response are tokenised apart, as the sampler sees them."""
-    sequences = []
+    sequences, size = [], tokenizer.get_vocab_size(with_added_tokens=True)
     for at in tqdm(range(0, len(texts), 1000), desc="tokenise", disable=len(texts) < 20_000):
         rows = [row for _, row in texts[at:at + 1000]]
         prompts, responses = ([encoded.ids for encoded in tokenizer.encode_batch(
             [row[part] for row in rows], add_special_tokens=False)]
             for part in ("prompt", "response"))
         for (name, row), prompt, response in zip(texts[at:at + 1000], prompts, responses):
-            ends = row.get("finished", True)
-            ids = response + [end] * ends
-            if "tokens" in row:                             # a rollout's: what was really sampled
-                ids = row["tokens"]
-                if tokenizer.decode(ids[:len(ids) - ends], skip_special_tokens=False) \
-                        != row["response"]:
+            ends, ids = bool(row.get("finished", True)), response
+            if "tokens" in row and isinstance(row["tokens"], list):
+                ids = row["tokens"]                         # a rollout's: what was really sampled
+                body = ids[:len(ids) - 1] if ends else ids
+                if not all(type(i) is int and 0 <= i < size for i in ids) or \
+                        tokenizer.decode(body, skip_special_tokens=False) != row["response"]:
                     cli.stop(f"{name}: its tokens do not spell its response: another tokenizer's?")
+            elif ends:
+                ids = ids + [end]
             start = 1 if settings.loss_on == "all" else max(1, len(prompt))
             sequences.append(Sequence(numpy.array(prompt + ids, dtype=numpy.int32), start))
     fitting = [s for s in sequences if s.start < len(s.tokens) <= settings.max_length]
     if not fitting:
-        raise ValueError(f"none of {len(sequences)} examples has at most {settings.max_length} tokens")
+        raise ValueError(f"none of {len(sequences)} examples has at most {settings.max_length}"
+                         " tokens")
     if len(fitting) < len(sequences):
         print(f"{len(sequences) - len(fitting)} of {len(sequences)} examples are left out: longer"
               f" than {settings.max_length} tokens, or with nothing to train on", file=sys.stderr)
@@ -675,11 +714,11 @@ def as_sequences(texts, tokenizer, end: int, settings) -> list[Sequence]:
 # ---- SFT: the command ------------------------------------------------------------------------
 def from_scratch(settings, texts):
     """The tokenizer and the files (config, tokenizer) of a model that --init describes."""
-    from sample import load_tokenizer
     if settings.tokenizer:
         tokenizer = load_tokenizer(settings.tokenizer)
-        files = {name: content for name, content in transformer.read_files(settings.tokenizer).items()
-                 if name not in ("config.json", "generation_config.json")}
+        files = transformer.read_files(settings.tokenizer)
+        files = {name: files[name] for name in files.keys() - {"config.json",
+                                                               "generation_config.json"}}
     else:
         words = (row[part] for _, row in texts for part in ("prompt", "response"))
         tokenizer = train_tokenizer(words, transformer.Config.load(settings.init).vocab_size)
@@ -696,12 +735,11 @@ def from_scratch(settings, texts):
 
 
 def train(settings, ranks, dtype) -> None:
-    from sample import load_tokenizer
     check_settings(settings, {**CHOICES, "norm": ("sequence", "token")})
     if (settings.model is None) == (settings.init is None):
         raise ValueError("give either --model or --init")
-    if settings.epochs <= 0:
-        raise ValueError(f"epochs = {settings.epochs}: more than 0")
+    if settings.tokenizer and not settings.init:
+        raise ValueError("--tokenizer is for --init: a model directory has its own")
     config = transformer.Config.load(settings.model or settings.init)
     if settings.max_length > config.max_position_embeddings:
         raise ValueError(f"max_length = {settings.max_length}: the model's context is"
@@ -716,10 +754,12 @@ def train(settings, ranks, dtype) -> None:
     sequences = as_sequences(texts, tokenizer, end, settings)
     held_out = settings.val and as_sequences(read_texts([settings.val]), tokenizer, end, settings)
     problems = read_eval(settings, tokenizer, config)
-    run = Run(settings, ranks, [*settings.data, *filter(None, (settings.val, settings.eval))])
-
+    if not 0 < settings.epochs < math.inf or not round(settings.epochs * len(sequences)):
+        raise ValueError(f"epochs = {settings.epochs} of {len(sequences)} examples is no training")
     items = round(settings.epochs * len(sequences))
     steps = -(-items // settings.batch)
+
+    run = Run(settings, ranks, files_of(settings))
     room = free_memory(ranks.device)
     parts, recompute = choose_plan(config, settings, dtype, max(len(s.tokens) for s in sequences),
                                    settings.batch, room)

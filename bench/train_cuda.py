@@ -35,8 +35,9 @@ RANKS = sft.Ranks(DEVICE)
 
 
 def settings(**changes):
-    return grpo.Settings("", [], "", checkpointing="yes", micro_tokens=16384 // SCALE, group=GROUP,
-                         prompts=PROMPTS, max_new_tokens=LONGEST, temperature=1.0, lr=1e-6, **changes)
+    return grpo.Settings("", [], "", checkpointing="yes", micro_tokens=16384 // SCALE, lr=1e-6,
+                         group=GROUP, prompts=PROMPTS, max_new_tokens=LONGEST, temperature=1.0,
+                         **changes)
 
 
 def operations(config, model, sequences):
@@ -77,7 +78,7 @@ def step(model, optimizer, rates):
     prompts = [[rng.randrange(c.vocab_size) for _ in range(PROMPT)] for _ in range(PROMPTS)]
     stop = set(range(max(1, c.vocab_size // 1000)))
     plan, _ = sft.choose_plan(c, s, torch.bfloat16, PROMPT + LONGEST, PROMPTS * GROUP, 1e15)
-    for again in (False, True):                             # the first captures the sampler's graphs
+    for _ in range(2):                                      # the first captures the graphs
         if DEVICE == "cuda":
             torch.cuda.reset_peak_memory_stats()
         clock = [time.perf_counter()]

@@ -42,7 +42,7 @@ class Frozen:
     """An optimizer that keeps the gradient it is given and moves nothing."""
 
     def __init__(self, model):
-        self.model, self.seen = model, []
+        self.model, self.seen, self.skipped = model, [], 0
 
     def update(self, lr, loss):
         self.seen.append(gradients(self.model))
@@ -60,7 +60,7 @@ def gradient_of(model, groups, reference=None, **changes):
 # ---- advantages ------------------------------------------------------------------------------
 def test_advantages_by_hand():
     found = grpo.advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 2.0, 1.0, 1.0]]))
-    std = [math.sqrt((0.75**2 + 3 * 0.25**2) / 3), math.sqrt(2 / 3)]             # unbiased: / (n - 1)
+    std = [math.sqrt((0.75**2 + 3 * 0.25**2) / 3), math.sqrt(2 / 3)]        # unbiased
     expected = [[x / (std[0] + 1e-6) for x in (0.75, -0.25, -0.25, -0.25)],
                 [x / (std[1] + 1e-6) for x in (-1, 1, 0, 0)]]
     assert (found - torch.tensor(expected)).abs().max() < 1e-6
@@ -170,7 +170,8 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut(norm):
     changes = {"norm": norm, "kl": 0.1, "entropy_bonus": 0.01, "temperature": 0.7}
     [expected], about = gradient_of(model, groups, reference, pack=False, micro_tokens=1, **changes)
     for pack, budget in itertools.product([True, False], [30, 80, 10**6]):
-        [found], again = gradient_of(model, groups, reference, pack=pack, micro_tokens=budget, **changes)
+        [found], again = gradient_of(model, groups, reference, pack=pack, micro_tokens=budget,
+                                     **changes)
         assert_same(found, expected)
         assert all(abs(about[key] - again[key]) < 1e-9 for key in about)
 
@@ -254,6 +255,9 @@ def test_cut_off_answers():
     [penal] = grpo.to_train_on([group], settings(std_norm=False, cut_off="penalty",
                                                  cut_off_penalty=1.0))
     assert [a.advantage for a in penal] == [1.25, 0.25, -0.75, -0.75]   # of 1, 0, -1, -1
+    both_wrong = rows(0) + rows(0, finished=False)
+    assert grpo.is_equal(both_wrong, settings())
+    assert not grpo.is_equal(both_wrong, settings(cut_off="penalty"))   # one is worth less
     assert plain[0].sequence.tokens.tolist() == [1, 2, 3, 0] and plain[0].sequence.start == 2
     assert grpo.to_train_on([], settings()) == []
 
@@ -278,7 +282,8 @@ def toy(tmp_path_factory):
 
 
 BASIC = ("--model", "base/model", "--data", "train.jsonl", "--prompts", "16", "--group", "8",
-         "--max-prompt-tokens", "16", "--max-new-tokens", "12", "--temperature", "1", "--lr", "2e-3")
+         "--max-prompt-tokens", "16", "--max-new-tokens", "12", "--temperature", "1", "--lr",
+         "2e-3")
 
 
 def test_thirty_steps_learn(toy, tmp_path):
@@ -299,7 +304,8 @@ def test_thirty_steps_learn(toy, tmp_path):
     files = sorted(os.listdir(tmp_path / "r" / "rollouts"))
     assert files == [f"step-{i:06d}.jsonl" for i in (28, 29, 30)]
     sampled = [json.loads(line) for line in open(tmp_path / "r" / "rollouts" / files[-1])]
-    assert len(sampled) == 128 and abs(sum(r["reward"] for r in sampled) / 128 - last["reward"]) < 1e-9
+    assert len(sampled) == 128
+    assert abs(sum(r["reward"] for r in sampled) / 128 - last["reward"]) < 1e-9
     assert {"id", "task", "prompt", "gold", "response", "tokens", "logprobs", "finished", "reward",
             "step", "sample"} <= sampled[0].keys()
     text = (tmp_path / "r" / "texts" / "step-000030.txt").read_text()
@@ -313,8 +319,8 @@ def test_thirty_steps_learn(toy, tmp_path):
 
 def test_killed_and_resumed_is_the_same_run_bit_by_bit(toy, tmp_path):
     flags = (*BASIC, "--steps", "30", "--save-every", "3", "--eval", "held_out.jsonl",
-             "--eval-every", "7", "--eval-max-new-tokens", "12", "--kl-every", "2", "--updates", "2",
-             "--minibatches", "2", "--equal-groups", "resample", "--kl", "0.01")
+             "--eval-every", "7", "--eval-max-new-tokens", "12", "--kl-every", "2", "--updates",
+             "2", "--minibatches", "2", "--equal-groups", "resample", "--kl", "0.01")
     finish(toy, tmp_path / "whole", *flags, script="grpo.py")
     finish(toy, tmp_path / "killed", *flags, script="grpo.py", kills=2, seed=1)
     a, b = metrics(tmp_path / "whole"), metrics(tmp_path / "killed")
@@ -351,8 +357,21 @@ def test_more_steps_may_be_asked_of_a_run(toy, tmp_path):
     assert run(toy, *flags, "2", script="grpo.py").returncode == 0
     assert run(toy, *flags, "4", "--resume", script="grpo.py").returncode == 0
     assert [row["step"] for row in metrics(tmp_path / "r")] == [1, 2, 3, 4]
-    assert run(toy, *BASIC, "--out", tmp_path / "w", "--steps", "4", script="grpo.py").returncode == 0
+    whole = run(toy, *BASIC, "--out", tmp_path / "w", "--steps", "4", script="grpo.py")
+    assert whole.returncode == 0
     a, b = weights(tmp_path / "r"), weights(tmp_path / "w")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_steps_without_a_gradient_and_prompts_too_long(toy, tmp_path):
+    """Answers of one token are all wrong; with these groups dropped, nothing is left to train on."""
+    write(tmp_path / "data.jsonl", repeats(20) + [repeats(1)[0] | {"prompt": "1" * 40 + "="}])
+    done = run(toy, *BASIC, "--data", tmp_path / "data.jsonl", "--out", tmp_path / "r", "--steps",
+               "3", "--max-new-tokens", "1", "--equal-groups", "drop", script="grpo.py")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 21 problems are left out" in done.stderr
+    assert [(row["equal_groups"], row["grad_norm"]) for row in metrics(tmp_path / "r")] == [(1, 0)] * 3
+    a, b = weights(tmp_path / "r"), weights(toy / "base")
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -365,7 +384,8 @@ def in_process(toy, monkeypatch, out, *flags):
 
 def test_options_do_what_they_say(toy, tmp_path, monkeypatch):
     def last(name, *flags):
-        return in_process(toy, monkeypatch, tmp_path / name, "--steps", "12", "--kl-every", "6", *flags)
+        return in_process(toy, monkeypatch, tmp_path / name, "--steps", "12", "--kl-every", "6",
+                          *flags)
     plain = last("plain")
     held = last("kl", "--kl", "1.0")
     assert held[-1]["kl"] < 0.5 * plain[-1]["kl"]
@@ -386,9 +406,12 @@ def test_options_do_what_they_say(toy, tmp_path, monkeypatch):
     (["--max-new-tokens", "500"], "the model's context is 128"),
     (["--max-prompt-tokens", "2"], "none of 200 prompts"),
     (["--data", "empty.jsonl"], "no problems"),
-    (["--data", "no_gold.jsonl"], "has no gold"),
+    (["--data", "no_gold.jsonl"], "no_gold.jsonl:1: its gold is null"),
     (["--data", "odd.jsonl"], "unknown task"),
     (["--data", "broken.jsonl"], "broken.jsonl:1"),
+    (["--eval", "no_gold.jsonl"], "no_gold.jsonl:1: its gold is null"),
+    (["--temperature", "inf"], "temperature = inf"),
+    (["--kl", "nan"], "kl = nan"),
     (["--model", "nowhere"], "nowhere"),
     (["--clip", "1.5"], "clip = 1.5"),
     (["--norm", "mean"], "norm = mean"),

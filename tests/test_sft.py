@@ -5,11 +5,11 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -66,8 +66,8 @@ def test_gradient_is_the_definition_however_the_batch_is_cut(norm):
     loss = one_by_one(model, sequences, norm)
     loss.backward()
     expected = gradients(model)
-    for pack, budget, checkpointing in itertools.product([True, False], [1, 50, 120, 10**6], [0, 1]):
-        model.checkpointing = bool(checkpointing)
+    for pack, budget, model.checkpointing in itertools.product([True, False], [1, 50, 120, 10**6],
+                                                               [True, False]):
         s = settings(norm=norm, pack=pack, micro_tokens=budget)
         assert abs(sft.gradient(model, ALONE, sequences, s) - loss.item()) < 1e-12
         assert_same(gradients(model), expected)
@@ -108,7 +108,7 @@ def test_token_weights_by_hand():
     assert torch.equal(sft.token_weights(mask, "token"), mask_64 / 3)
     assert torch.equal(sft.token_weights(mask, "token", total=6), mask_64 / 6)
     assert sft.token_weights(mask, "sequence").tolist() == [[0.25, 0.25, 0], [0.5, 0, 0]]
-    assert sft.token_weights(mask, "sequence", total=4).tolist() == [[1 / 8, 1 / 8, 0], [1 / 4, 0, 0]]
+    assert sft.token_weights(mask, "sequence", 4).tolist() == [[1 / 8, 1 / 8, 0], [1 / 4, 0, 0]]
     assert torch.equal(sft.token_weights(mask, "constant", 10), mask_64 / 10)
     with pytest.raises(ValueError, match="constant"):
         sft.token_weights(mask, "constant")
@@ -180,7 +180,7 @@ def test_adamw_by_hand(offload):
 
 
 def test_small_steps_change_fp32_masters_under_bf16_compute():
-    """At lr 1e-6 an AdamW step is below half a bf16 ulp of most weights: bf16 masters stand still."""
+    """At lr 1e-6 an AdamW step is below half a bf16 ulp of most weights: bf16 masters stay."""
     model = tiny()
     model.compute_dtype = torch.bfloat16
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -247,7 +247,8 @@ def test_plan_of_the_real_size(capsys):
     parts, recompute = sft.choose_plan(QWEN_1_5B, settings(), torch.bfloat16, 5000, 32, room=40e9)
     assert recompute and 25e9 < sum(parts.values()) < 40e9
     assert parts["weights"] == 4 * 1543714304 and parts["AdamW"] == 2 * parts["weights"]
-    offloaded, _ = sft.choose_plan(QWEN_1_5B, settings(offload=True), torch.bfloat16, 5000, 32, 24e9)
+    offloaded, _ = sft.choose_plan(QWEN_1_5B, settings(offload=True), torch.bfloat16, 5000, 32,
+                                   room=24e9)
     assert sum(offloaded.values()) < 24e9
     _, recompute = sft.choose_plan(QWEN_1_5B, settings(), torch.bfloat16, 5000, 32, room=140e9)
     assert not recompute
@@ -293,8 +294,11 @@ def test_rollouts_train_on_the_sampled_tokens(tmp_path):
     assert tokenizer().encode("knave").ids != spelled
     a, b = read(write(tmp_path / "a", [row, cut]))
     assert a.tokens[a.start:].tolist() == spelled + [2] and b.tokens[b.start:].tolist() == spelled
-    with pytest.raises(SystemExit):
-        read(write(tmp_path / "b", [row | {"response": "knight"}]))
+    for wrong in ({"response": "knight"}, {"tokens": spelled + [10**6]}, {"tokens": [None]}):
+        with pytest.raises(SystemExit):
+            read(write(tmp_path / "b", [row | wrong]))
+    [counted] = read(write(tmp_path / "c", [row | {"tokens": 6}]))       # somebody's statistics
+    assert counted.tokens[counted.start:].tolist() == tokenizer().encode("knave").ids + [0]
 
 
 def test_long_examples_are_left_out_and_counted(tmp_path, capsys):
@@ -461,7 +465,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(toy, tmp_path):
     script = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
               "sys.argv[0] = 'sft.py'; import sft; sft.main()")
     done = subprocess.run([sys.executable, "-c", script, *BASIC, "--out", str(tmp_path / "r")],
-                          cwd=toy, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ROOT})
+                          cwd=toy, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": ROOT})
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
     assert "cannot write" in last and "checkpoint" in last and "Traceback" not in done.stderr
@@ -478,7 +483,9 @@ def test_what_must_not_change_under_a_resume(toy, tmp_path):
     assert again.returncode == 2 and "--resume" in again.stderr
     other = run(toy, *flags, "--resume", "--lr", "1")
     assert other.returncode == 2 and "lr was 1e-05" in other.stderr
-    assert run(toy, *flags, "--resume").returncode == 0     # complete: nothing is done again
+    before = (tmp_path / "r" / "metrics.jsonl").read_bytes()
+    assert run(toy, *flags, "--resume", "--micro-tokens", "99").returncode == 0     # less memory
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == before    # complete: nothing is redone
     write(tmp_path / "docs.jsonl", repeats(21))
     changed = run(toy, *flags, "--resume")
     assert changed.returncode == 2 and "docs.jsonl has changed" in changed.stderr
@@ -486,6 +493,30 @@ def test_what_must_not_change_under_a_resume(toy, tmp_path):
     (tmp_path / "other" / "thesis.txt").write_text("do not touch")
     taken = run(toy, *flags[:4], "--max-length", "128", "--out", tmp_path / "other")
     assert taken.returncode == 2 and "not a run directory" in taken.stderr
+
+
+def test_a_run_that_did_not_begin_leaves_the_place_free(toy, tmp_path):
+    """What stops before the first step (no memory, broken weights) may be tried again otherwise."""
+    shutil.copytree(toy / "base" / "model", tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_text("version https://git-lfs.github.com/")
+    flags = ("--data", "docs.jsonl", "--max-length", "128", "--out", tmp_path / "r")
+    failed = run(toy, "--model", tmp_path / "broken", *flags)
+    assert failed.returncode == 2 and "not a safetensors file" in failed.stderr
+    (tmp_path / "r" / "settings.json").rename(tmp_path / "r" / "settings.json.partial")  # a kill
+    done = run(toy, "--model", "base/model", *flags, "--epochs", "1")
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_runs_do_not_share_a_directory(toy, tmp_path, monkeypatch):
+    s = settings(out=str(tmp_path / "r"))
+    first = sft.Run(s, ALONE, [])
+    with pytest.raises(ValueError, match="another process"):
+        sft.Run(s, ALONE, [])
+    os.close(first.lock)
+    os.close(sft.Run(s, ALONE, []).lock)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else
+                      signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -499,7 +530,10 @@ def test_what_must_not_change_under_a_resume(toy, tmp_path):
     (["--model", "base/model", "--max-length", "128", "--schedule", "sin"], "schedule = sin"),
     (["--model", "base/model", "--max-length", "128", "--norm", "constant"], "norm = constant"),
     (["--model", "base/model", "--max-length", "128", "--offload", "--device", "cpu"], "offload"),
-    (["--model", "base/model", "--max-length", "128", "--epochs", "0"], "epochs = 0"),
+    (["--model", "base/model", "--max-length", "128", "--epochs", "0.001"], "epochs = 0.001"),
+    (["--model", "base/model", "--max-length", "128", "--epochs", "inf"], "epochs = inf"),
+    (["--model", "base/model", "--max-length", "128", "--tokenizer", "base"], "--tokenizer is for"),
+    (["--model", "base/model", "--max-length", "128", "--device", "gpu"], "device = gpu"),
     (["--model", "base/model", "--max-length", "128", "--eval", "empty.jsonl"], "no problems"),
     (["--model", "base/model", "--max-length", "128", "--learning-rate", "1"], "--learning-rate"),
     (["--model", "base/model", "--max-length", "128", "--out", "docs.jsonl"], "docs.jsonl"),
