@@ -41,7 +41,7 @@ class Settings:
     out: str = ""               # the JSONL file to write
     show: int = 0               # print this many examples; without --out that is all
     template: str = "chat"      # prompts: chat or base (the paper's), or compact, for tiny models
-    cot: str = ""               # add `response` in this style: search, table or guess
+    cot: str = ""               # add `response` in this style: search, table, worked, guess
     names: str = ""             # random, fixed (a list, in order) or letters (A, B, ...); default:
                                 # the source's, else letters if compact, else random
     roles: str = ""             # two role words such as saint/sinner, or random; default: the
@@ -56,7 +56,7 @@ class Settings:
 
 LEAVES = ("telling-truth", "lying")
 PARTS = {"not": 1, "and": 2, "or": 2, "->": 2, "<=>": 2}
-STYLES = ("search", "table", "guess")
+STYLES = ("search", "table", "worked", "guess")
 ROLES = ("knight/knave", "saint/sinner", "hero/villain", "angel/devil", "altruist/egoist",
          "sage/fool", "pioneer/laggard")
 NAMES = """Ada Boris Clara Dmitri Elena Felix Gina Hugo Ines Jonas Kira Leo Mona Nils Olga Pavel
@@ -256,14 +256,15 @@ def chain_of_thought(statements, style="search") -> list[tuple]:
     ("cannot", person, role, who, who's role) because then the claim of `who` does not fit
     ("back", (people, ...), person)           no role is left for these: go back to `person`
     ("row", roles, who)                       whose claim is the first not to fit; None: all fit
+    ("worked", roles, who)                    the same, and what the parts of each claim are worth
     ("answer", roles)
     """
     if not (solutions := solve(statements)):
         raise ValueError("the puzzle has no solution")
     if style == "search":
         return search_steps(statements)
-    if style == "table":
-        return table_steps(statements)
+    if style in ("table", "worked"):
+        return table_steps(statements, "row" if style == "table" else "worked")
     if style == "guess":
         return [("answer", solutions[0])]
     raise ValueError(f"unknown style {style!r}: {', '.join(STYLES)}")
@@ -309,16 +310,16 @@ def search_steps(statements):
         person, role = next(p for p in (*spoken_of, *people) if p not in trail), True
 
 
-def table_row(row: int, fits: list[int]):
+def table_row(kind: str, row: int, fits: list[int]):
     misfit = next((person for person, rows in enumerate(fits) if not rows >> row & 1), None)
-    return "row", roles_in_row(row, len(fits)), misfit
+    return kind, roles_in_row(row, len(fits)), misfit
 
 
-def table_steps(statements):
+def table_steps(statements, kind: str):
     """Row by row from all knights to the first row that fits everybody."""
     fits, steps = fitting_rows(statements), []
     while not steps or steps[-1][2] is not None:
-        steps.append(table_row(len(steps), fits))
+        steps.append(table_row(kind, len(steps), fits))
     return [*steps, ("answer", steps[-1][1])]
 
 
@@ -360,15 +361,15 @@ def check_chain_of_thought(statements, steps) -> tuple[int, str] | None:
             why = "a step after the answer"
         elif kind in ("assume", "cannot", "back"):
             why = search_fault(step, trail, failed, fits)
-        elif kind == "row":
-            if rows >> len(fits) or step != table_row(rows, fits):
+        elif kind in ("row", "worked"):
+            if rows >> len(fits) or step != table_row(kind, rows, fits):
                 why = "not the next row, or not its first misfit"
             rows += 1
         elif kind == "answer":
             if before[0] is None:
                 right = step[1] in solve(statements)
-            elif before[0] == "row":
-                right = before == ("row", step[1], None)
+            elif before[0] in ("row", "worked"):
+                right = before[1:] == (step[1], None)
             else:
                 right = trail == dict(enumerate(step[1]))
             why = None if right else "the answer does not follow"
@@ -383,6 +384,7 @@ def check_chain_of_thought(statements, steps) -> tuple[int, str] | None:
 # ---- words -----------------------------------------------------------------------------------
 HEADS = {"search": "Let me settle one person at a time, trying {a_knight} before {a_knave}.",
          "table": "Let me go through the cases. True claims fit {a_knight}, false ones {a_knave}.",
+         "worked": "Let me go through the cases and work out what each claim says in them.",
          "guess": ""}
 FOOT = "Now every claim fits."
 
@@ -401,11 +403,16 @@ def listed(items) -> str:
     return f"{', '.join(most)}{',' if len(most) > 1 else ''} and {last}" if most else last
 
 
-def claim_text(statement, names, words, compact=False) -> str:
+def claim_text(statement, names, words, compact=False, roles=None) -> str:
+    """A claim in words; with `roles`, its parts as true or false where people have those."""
     op, *parts = statement
+    if roles and (op in LEAVES or op == "not"):
+        row = int("".join("01"[not role] for role in roles), 2)
+        return (("F", "T") if compact else ("false", "true"))[
+            true_rows(statement, len(roles)) >> row & 1]
     if op in LEAVES:
         return f"{names[parts[0]]} is {words['a_knight' if op == 'telling-truth' else 'a_knave']}"
-    a, b = claim_text(parts[0], names, words), claim_text(parts[-1], names, words)
+    a, b = (claim_text(part, names, words, compact, roles) for part in (parts[0], parts[-1]))
     if op == "not":
         return a.replace(" is ", " is not ", 1)
     if op == "->":
@@ -445,11 +452,14 @@ def step_text(step, statements, names, words, compact=False) -> str:
         failed, person = [names[person] for person in said[0]], names[said[1]]
         return (f"{' '.join(failed)} out, back to {person}" if compact else
                 f"No role is left for {listed(failed)}, so reconsider {person}.")
-    if kind == "row":
+    if kind in ("row", "worked"):
         roles, misfit = said
-        fits, does_not = ("ok", "no") if compact else ("fits", "does not")
-        verdicts = [f"{name} {fits}" for name in names[:misfit]]
-        verdicts += [f"{names[misfit]} {does_not}"] if misfit is not None else []
+        verdicts = []
+        for person, name in enumerate(names[:None if misfit is None else misfit + 1]):
+            fits = ("fits", "ok") if person != misfit else ("does not", "no")
+            worth = claim_text(statements[person], names, words, compact, roles)
+            shown = [worth if compact else f"({worth})"] if kind == "worked" else []
+            verdicts.append(" ".join([name, *shown, fits[compact]]))
         case = " ".join(f"{name}={called[role]}" for name, role in zip(names, roles))
         return (f"{case}: {', '.join(verdicts)}" if compact else
                 f"If {answer_text(roles, names, words)}: {', '.join(verdicts)}.")
@@ -484,6 +494,7 @@ def read_steps(text, statements, names, words, compact=False) -> list[tuple]:
             readings += [("assume", people[0], roles[0]), ("answer", tuple(roles))]
         if people and len(roles) == len(names):
             readings += [("row", tuple(roles), None), ("row", tuple(roles), people[-1])]
+            readings += [("worked", tuple(roles), misfit) for misfit in (None, *set(people))]
         if len(people) > 1:
             readings += [("back", tuple(people[:-1]), people[-1])]
         if len(people) > 1 and len(roles) > 1:

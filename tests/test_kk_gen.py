@@ -230,6 +230,10 @@ def test_words_of_a_chain():
         "A=T ok", "B=T no: B=T", "B=F no: A=T", "B out, back to A", "A=F ok", "B=T no: A=F", "B=F ok",
         r"\boxed{A is a knave, B is a knave}"]
     assert step_text(("row", (True, False), 1), LILY, "AB", KNIGHTS, True) == "A=T B=F: A ok, B no"
+    worked = ("worked", (False, False), None)
+    assert step_text(worked, LILY, "AB", KNIGHTS, True) == "A=F B=F: A F ok, B T and F ok"
+    assert step_text(worked, LILY, names, KNIGHTS) == (
+        "If Logan is a knave, Lily is a knave: Logan (false) fits, Lily (true and false) fits.")
 
 
 def test_search_goes_next_to_people_just_mentioned():
@@ -260,7 +264,7 @@ def test_every_reason_of_a_search_is_true(people):
         assert solve(said) == [tuple(trail[i] for i in range(people))]
 
 
-STYLES_AND_PEOPLE = list(itertools.product(("search", "table", "guess"), (2, 3, 4, 6)))
+STYLES_AND_PEOPLE = list(itertools.product(("search", "table", "worked", "guess"), (2, 3, 4, 6)))
 
 
 @pytest.mark.parametrize("style,people", STYLES_AND_PEOPLE)
@@ -307,7 +311,7 @@ def broken(steps, people):
             for other in set(range(people)) - {person}:
                 yield i, "too many", instead(kind, (*failed, other), person)
                 yield i, "target", instead(kind, failed, other)
-        if kind == "row":
+        if kind in ("row", "worked"):
             roles, misfit = rest
             for other in {None, *range(people)} - {misfit}:
                 yield i, "verdict", instead(kind, roles, other)
@@ -360,7 +364,7 @@ def test_a_false_reason_is_caught_and_another_true_one_is_not(people):
 
 
 @pytest.mark.parametrize("compact", (False, True))
-@pytest.mark.parametrize("style", ("search", "table"))
+@pytest.mark.parametrize("style", ("search", "table", "worked"))
 def test_a_changed_word_is_caught(style, compact):
     swaps = ([("=T", "=F"), ("=F", "=T"), (" ok", " no"), (" no", " ok"), ("A", "B"), ("B", "C")]
              if compact else
@@ -395,7 +399,7 @@ def test_strange_responses_do_not_pass():
 
 def test_a_table_does_not_start_again():
     said = ((*F, 1), (*T, 1))                   # all knights: the first claim is false
-    rows = [kk_gen.table_row(row, kk_gen.fitting_rows(said)) for row in range(4)]
+    rows = [kk_gen.table_row("row", row, kk_gen.fitting_rows(said)) for row in range(4)]
     assert rows[0] == ("row", (True, True), 0)
     assert check_chain_of_thought(said, [*rows, rows[0]])[0] == 4
 
