@@ -328,7 +328,8 @@ def plan(settings, config, dtype, ranks, prompt_tokens: int, run):
     if not stays:                                           # give it back before each update
         slots = max(1, min(wanted, (room - sum(sample.values())) // slot))
         beside["sampler's weights"] = 0
-    slots = run.state["slots"] = min(slots, run.state.get("slots", slots))  # the same when resumed
+    slots = int(min(slots, run.state.get("slots", slots)))  # as many when it is resumed
+    run.state["slots"] = slots
     cache = {f"cache of {slots} answers": slots * slot}
     show_plan("sample", sample | cache, room, run.first)
     show_plan("train", train | beside | (cache if stays else {}), room, run.first)
