@@ -413,8 +413,11 @@ class Run:
     def save(self, model, optimizer) -> None:
         """A checkpoint of the step in `state`; then those before the last `keep` go."""
         path = os.path.join(self.out, f"checkpoint-{self.state['step']:06d}")
-        if not self.first or os.path.exists(path):
-            return
+        if self.first and not os.path.exists(path):
+            self._write(path, model, optimizer)
+        self.ranks.sum([0.0])                               # nobody leaves before it is written
+
+    def _write(self, path: str, model, optimizer) -> None:
         for stale in glob.glob(glob.escape(self.out) + "/checkpoint-*.partial"):
             shutil.rmtree(stale)
         partial = path + ".partial"
@@ -619,26 +622,31 @@ def begin(settings, ranks, run, config, files, dtype, recompute: bool):
 
 def command(settings, train) -> None:
     """Run `train(settings, ranks, dtype)`; whatever ends it ends in one line."""
+    code, words = 0, None
     try:
         device, dtype = cli.device_and_dtype(settings.device, settings.dtype)
         if settings.offload and not device.startswith("cuda"):
             raise ValueError("offload is for a GPU: on a CPU everything is in main memory")
         train(settings, Ranks(device), dtype)
     except (ValueError, OSError) as error:
-        cli.stop(error)
+        code, words = 2, error
     except torch.OutOfMemoryError as error:
-        cli.stop(f"{str(error).split('. ')[0]}: smaller --micro-tokens or --checkpointing yes need"
-                 " less; --resume goes on from the last checkpoint")
+        code, words = 2, (f"{str(error).split('. ')[0]}: smaller --micro-tokens or --checkpointing"
+                          " yes need less; --resume goes on from the last checkpoint")
     except FloatingPointError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(1) from None
+        code, words = 1, error
     except (Stopped, KeyboardInterrupt) as error:
-        print(str(error) or "stopped at once; --resume goes on from the last checkpoint",
-              file=sys.stderr)
-        raise SystemExit(130) from None
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        code, words = 130, str(error) or "stopped; --resume goes on from the last checkpoint"
+    except SystemExit as error:
+        code = error.code
+    if words:
+        print(f"{os.path.basename(sys.argv[0])}: {' '.join(str(words).split())}", file=sys.stderr)
+    if dist.is_initialized():       # where Python tidies up, gloo's threads abort one exit in ten
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        raise SystemExit(code)
 
 
 # ---- SFT: data -------------------------------------------------------------------------------
