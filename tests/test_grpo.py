@@ -208,10 +208,12 @@ def test_answers_worth_nothing_are_counted_but_not_computed(monkeypatch):
 
 def test_the_first_update_has_ratio_one_and_later_ones_clip():
     model = tiny()
-    groups, ratios, real = random_groups(model, n=6), [], grpo.grpo_loss
+    groups, ratios, clipped, real = random_groups(model, n=6), [], [], grpo.grpo_loss
 
     def watched(new, old, A, mask, *rest):
         ratios.append((new - old).exp()[mask].detach())
+        up = A[:, None].expand_as(mask)[mask] > 0
+        clipped.append(torch.where(up, ratios[-1] > 1.2, ratios[-1] < 0.8))
         return real(new, old, A, mask, *rest)
     grpo.grpo_loss, kept = watched, copy.deepcopy(model.state_dict())
     try:
@@ -220,14 +222,15 @@ def test_the_first_update_has_ratio_one_and_later_ones_clip():
         assert torch.cat(ratios).eq(1).all()
         model.load_state_dict(kept)
         ratios.clear()
+        clipped.clear()
         s = settings(updates=3, minibatches=2)
         found = grpo.update(model, sft.AdamW(model, s), ALONE, groups, 3e-2, s, None)
     finally:
         grpo.grpo_loss = real
     assert len(ratios) == 6 and ratios[0].eq(1).all()
     assert all((r - 1).abs().max() > 1e-3 for r in ratios[1:])      # old is from before them all
-    outside = [((r - 1).abs() > 0.2).float().mean() for r in ratios]
-    assert 0 < found["clip_fraction"] < max(outside)
+    share = torch.cat(clipped).double().mean().item()
+    assert share > 0 and abs(found["clip_fraction"] - share) < 1e-12
 
 
 def test_minibatches_share_the_prompts_out():
@@ -347,6 +350,7 @@ def test_two_ranks_train_the_same_model_as_one(toy, tmp_path):
     for one, two in zip(a, b):
         for name in ("reward", "tokens", "samples", "equal_groups", "eval"):
             assert one.get(name) == two.get(name), name
+        assert abs(one.get("grad_norm", 1) / two.get("grad_norm", 1) - 1) < 1e-3
     one, two, start = weights(tmp_path / "1"), weights(tmp_path / "2"), weights(toy / "base")
     assert max((one[key] - two[key]).abs().max() for key in one) < 1e-4
     assert min((one[key] - start[key]).abs().max() for key in one) > 1e-3
