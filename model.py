@@ -63,7 +63,8 @@ class Config:
         path = os.path.join(path, "config.json") if os.path.isdir(path) else path
         raw = read_json(path)
         if not isinstance(raw, dict):
-            raise ValueError(f"{path}: " + ("no such file" if raw is None else "not a JSON object"))
+            raise ValueError(f"{path}: " + ("no such file or directory" if raw is None else
+                                            "not a JSON object"))
         rope = raw.get("rope_parameters") or {}     # transformers 5 keeps theta and scaling here
         scaling = raw.get("rope_scaling") or rope
         layers = raw.get("num_hidden_layers", 0)
