@@ -33,8 +33,8 @@ import cli
 import model as transformer
 from sample import (CPU_SLOTS, PREFILL_TOKENS, as_they_end, load_tokenizer, release, response_text,
                     slot_bytes, stop_ids)
-from sft import (AT_LEAST, CHOICES, MAY_CHANGE, Order, Run, Sequence, accumulate, begin,
-                 check_settings, choose_plan, command, evaluate, files_of, free_memory,
+from sft import (AT_LEAST, CHOICES, MAY_CHANGE, Order, Run, Sequence, accumulate, begin, by_level,
+                 check_settings, choose_plan, command, count_for, evaluate, files_of, free_memory,
                  learning_rate, parameters_in, read_eval, show_plan, token_weights)
 from verify import reward
 
@@ -214,9 +214,8 @@ def update(model, optimizer, ranks, groups: list[list[Answer]], lr: float, setti
     share = -(-len(groups) // s.minibatches)
     for first in range(0, len(groups), max(1, share)):
         answers = [answer for group in groups[first:first + share] for answer in group]
-        lengths = [len(a.logprobs) for a in answers]
-        total = {"token": sum(lengths), "sequence": len(lengths),
-                 "constant": len(lengths) * s.max_new_tokens}[s.norm]
+        total = len(answers) * s.max_new_tokens if s.norm == "constant" else \
+            count_for(s.norm, [a.sequence for a in answers])
         if not (s.kl or s.entropy_bonus):
             answers = [a for a in answers if a.advantage]       # the others have no gradient
         # One update: old and new are the same weights' log-probs, computed once.
@@ -343,12 +342,10 @@ def start_model(settings, ranks, dtype):
 
 def describe(groups: list[list[dict]], settings) -> dict:
     """What the sampled answers of a step are like."""
-    rows, levels = [row for group in groups for row in group], {}
-    for row in rows:
-        levels.setdefault(str(row["level"]), []).append(row["reward"])
+    rows = [row for group in groups for row in group]
     lengths = [len(row["tokens"]) for row in rows]
     return {"reward": mean(row["reward"] for row in rows),
-            "by_level": {level: mean(rewards) for level, rewards in sorted(levels.items())},
+            "by_level": by_level(rows),
             "equal_groups": mean(is_equal(group, settings) for group in groups),
             "length": mean(lengths), "longest": max(lengths),
             "cut_off": mean(not row["finished"] for row in rows),

@@ -18,6 +18,7 @@ From the paper: the defaults below. Not from it: examples longer than max_length
 said so, where a cut would teach the model not to end.
 """
 import fcntl
+import functools
 import glob
 import hashlib
 import json
@@ -301,8 +302,6 @@ class Ranks:
 # ---- the run directory -----------------------------------------------------------------------
 MAY_CHANGE = ("out", "resume", "save_every", "keep", "device", "offload", "micro_tokens", "pack",
               "checkpointing")                              # when a run goes on
-
-
 GIVE_UP_AFTER = 5                                           # updates in a row that were not finite
 
 
@@ -493,13 +492,18 @@ def evaluate(model, tokenizer, problems: list[dict], ranks, settings) -> dict:
                           "reward": reward(problems[i], text, sample.finished)}
                          for text, sample in zip(texts, group)])
     rows = [row for group in ranks.gather(answered) for row in group]
+    return {**summary(rows), "by_level": by_level(rows)}
+
+
+def by_level(rows: list[dict]) -> dict[str, float]:
+    """Mean reward of the rollouts of each level."""
     levels = {}
     for row in rows:
         levels.setdefault(str(row["level"]), []).append(row["reward"])
-    return {**summary(rows), "by_level": {level: sum(rewards) / len(rewards)
-                                          for level, rewards in sorted(levels.items())}}
+    return {level: sum(rewards) / len(rewards) for level, rewards in sorted(levels.items())}
 
 
+@functools.cache
 def parameters_in(config) -> int:
     with torch.device("meta"):
         return sum(p.numel() for p in transformer.Transformer(config).parameters())
@@ -641,7 +645,7 @@ def command(settings, train) -> None:
         code = error.code
     if words:
         print(f"{os.path.basename(sys.argv[0])}: {' '.join(str(words).split())}", file=sys.stderr)
-    if dist.is_initialized():       # where Python tidies up, gloo's threads abort one exit in ten
+    if dist.is_initialized():       # where Python tidies up, gloo's threads abort some exits
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -735,8 +739,7 @@ def from_scratch(settings, texts):
                      "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>",
                      "pad_token": "<|endoftext|>"}).encode()}
     inside = os.path.join(settings.init, "config.json")
-    with open(inside if os.path.isdir(settings.init) else settings.init) as file:
-        raw = json.load(file)
+    raw = transformer.read_json(inside if os.path.isdir(settings.init) else settings.init)
     raw = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **raw,
            "eos_token_id": end_token(tokenizer, files)}
     return tokenizer, files | {"config.json": json.dumps(raw, indent=2).encode()}
