@@ -505,6 +505,44 @@ def read_steps(text, statements, names, words, compact=False) -> list[tuple]:
     return steps
 
 
+@functools.cache
+def frames() -> frozenset[str]:
+    """Lines around the reasoning that are in no style, whatever the roles are called."""
+    return frozenset({"", FOOT, *(head.format(**role_words(pair))
+                                  for head in HEADS.values() for pair in ROLES)})
+
+
+def line_style(line: str) -> str:
+    """The style of one line of reasoning, right or wrong; "other" for what no style writes."""
+    if re.fullmatch(r"\S+=[TF] (ok|no: \S+=[TF])|.+ out, back to \S+|Assume .+; that is possible\.|"
+                    r".+ cannot be .+, because .+\.|No role is left for .+, so reconsider .+\.", line):
+        return "search"
+    case, colon, verdicts = line.partition(": ")
+    if colon and re.fullmatch(r"(\S+=[TF] )*\S+=[TF]|If .+", case):
+        said = [re.fullmatch(r"(.+) (?:ok|no|fits|does not)\.?", part)
+                for part in verdicts.split(", ")]
+        if all(said):
+            return "table" if all(" " not in verdict[1] for verdict in said) else "worked"
+    return "other"
+
+
+def style_of(response: str) -> str:
+    """The one of STYLES that all lines before the last box are in; else "mixed" or "other".
+
+    What counts is how it is written, not whether it is right. Of an answer that was cut off the
+    last line, which may be half of one, does not count.
+    """
+    lines = [line.strip() for line in response.splitlines()]
+    if boxes := [i for i, line in enumerate(lines) if "\\boxed{" in line]:
+        lines = lines[:boxes[-1]]
+    elif len(lines) > 1:
+        lines = lines[:-1]
+    styles = {line_style(line) for line in lines if line not in frames()}
+    if not styles:
+        return "guess" if boxes else "other"
+    return styles.pop() if len(styles) == 1 else "other" if "other" in styles else "mixed"
+
+
 # ---- files -----------------------------------------------------------------------------------
 def is_statement(statement, people: int, depth=2) -> bool:
     if not isinstance(statement, tuple) or not statement or not isinstance(statement[0], str):

@@ -1068,13 +1068,10 @@ class Settings:
 FIELDS = {"task": str, "gold": str, "response": str, "finished": bool, "tokens": list}
 
 
-def main():
+def read_rollouts(path: str) -> list[dict]:
+    """The rollouts of a file of sample.py or grpo.py; anything else stops with file and line."""
     import cli                          # here, because cli imports last_boxed from this file
-    from tqdm import tqdm
-    settings = cli.parse(Settings, __doc__, positional="rollouts")
-    path, rollouts = settings.rollouts, []
-    if settings.out:
-        cli.check_output(settings.out)
+    rollouts = []
     for number, rollout in cli.numbered_jsonl(path, "id", *FIELDS):
         rollouts.append(rollout)
         for field, kind in FIELDS.items():
@@ -1086,7 +1083,16 @@ def main():
             cli.stop(f"{path}:{number}: 'level' is neither a number nor a string")
     if not rollouts:
         cli.stop(f"{path}: holds no rollouts")
+    return rollouts
 
+
+def main():
+    import cli
+    from tqdm import tqdm
+    settings = cli.parse(Settings, __doc__, positional="rollouts")
+    if settings.out:
+        cli.check_output(settings.out)
+    path, rollouts = settings.rollouts, read_rollouts(settings.rollouts)
     differ, cells = 0, {}
     for rollout in tqdm(rollouts, desc="rewards", unit=" responses", leave=False, delay=1):
         stored = rollout.get("reward")

@@ -1,7 +1,7 @@
 """Documents of the tiny world: K&K puzzles answered in several styles, in stated shares.
 
     python scripts/tiny_world.py --num 100000 --shares guess=60 table=40 --right 30 \\
-        --exclude data/test.jsonl --out data/world.jsonl
+        --people 3=80 4=20 --exclude data/test.jsonl --out data/world.jsonl
 
 guess is a bare answer, and a careless one: right in --right of 100, else random roles (which may be
 right by chance). table and search reason as kk_gen.py does and are always right. Puzzles may come
@@ -24,30 +24,29 @@ class Settings:
     num: int                        # documents
     shares: list[str]               # of the styles, as guess=60 table=40
     out: str                        # the JSONL file to write
-    people: str = "3"               # how many people a puzzle has, as in kk_gen.py
+    people: list[str] = field(default_factory=lambda: ["3=100"])    # shares of the sizes
     right: float = 30.0             # of 100 guesses, so many are right and the rest random
     seed: int = 0
     exclude: list[str] = field(default_factory=list)    # K&K files whose puzzles must not come
 
 
-def styles_of(settings) -> list[str]:
-    """One style for each document, in exact shares, in order."""
+def exactly(flag: str, shares: list[str], known, total: int) -> list[str]:
+    """From shares such as ["guess=60", "table=40"], `total` names in just these shares, in order."""
     try:
-        shares = {style: float(share) for style, share in (s.split("=") for s in settings.shares)}
+        share_of = {name: float(share) for name, share in (s.split("=") for s in shares)}
     except ValueError:
-        cli.stop(f"--shares {' '.join(settings.shares)}: write them as guess=60 table=40")
-    if set(shares) - set(kk_gen.STYLES) or min(shares.values()) < 0 or sum(shares.values()) <= 0:
-        cli.stop(f"--shares: not negative, of {', '.join(kk_gen.STYLES)}")
-    ends, styles = 0.0, []
-    for style, share in shares.items():
-        ends += share / sum(shares.values())
-        styles += [style] * (round(ends * settings.num) - len(styles))
-    return styles
+        cli.stop(f"{flag} {' '.join(shares)}: write it as {known[0]}=60 {known[1]}=40")
+    if set(share_of) - set(known) or min(share_of.values()) < 0 or sum(share_of.values()) <= 0:
+        cli.stop(f"{flag} {' '.join(shares)}: not negative, and of {', '.join(known)}")
+    ends, names = 0.0, []
+    for name, share in share_of.items():
+        ends += share / sum(share_of.values())
+        names += [name] * (round(ends * total) - len(names))
+    return names
 
 
 def main():
     settings = cli.parse(Settings, __doc__)
-    counts = kk_gen.people_counts(settings.people)
     if settings.num < 1 or not 0 <= settings.right <= 100:
         cli.stop("--num is at least 1, --right from 0 to 100")
     cli.check_output(settings.out)
@@ -55,10 +54,13 @@ def main():
                 for path in settings.exclude for _, statements in kk_gen.read_puzzles(path)}
     rng = random.Random(f"tiny world, seed {settings.seed}")
     words = kk_gen.role_words(kk_gen.ROLES[0], False)
-    styles, lines = styles_of(settings), []
+    styles = exactly("--shares", settings.shares, kk_gen.STYLES, settings.num)
+    sizes = exactly("--people", settings.people, [str(n) for n in range(2, 13)], settings.num)
     rng.shuffle(styles)
+    rng.shuffle(sizes)
+    lines = []
     for i, style in enumerate(tqdm(styles, unit=" documents", disable=None)):
-        people = rng.choice(counts)
+        people = int(sizes[i])
         statements = kk_gen.sample_puzzle(rng, people)
         while excluded and kk_gen.canonical_form(statements, commute=True) in excluded:
             statements = kk_gen.sample_puzzle(rng, people)

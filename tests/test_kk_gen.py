@@ -613,3 +613,35 @@ def test_interrupted_leaves_nothing_behind(monkeypatch, capsys, tmp_path):
     assert end.value.code == 2
     assert capsys.readouterr().err.endswith("kk_gen.py: interrupted: nothing was written\n")
     assert not os.listdir(tmp_path)
+
+
+# ---- which style is it -----------------------------------------------------------------------
+@pytest.mark.parametrize("compact", (True, False))
+@pytest.mark.parametrize("style", kk_gen.STYLES)
+def test_a_style_is_told_from_what_it_writes(style, compact):
+    rng = random.Random(5)
+    for people in (2, 3, 4, 6):
+        for _ in range(30):
+            statements = kk_gen.sample_puzzle(rng, people)
+            names, words = kk_gen.NAMES[:people], kk_gen.role_words(kk_gen.ROLES[people % 3])
+            lines = [kk_gen.step_text(step, statements, names, words, compact)
+                     for step in kk_gen.chain_of_thought(statements, style)]
+            head = "" if compact else kk_gen.HEADS[style].format(**words)
+            text = "\n".join([head, *lines[:-1], "" if compact else kk_gen.FOOT, lines[-1]])
+            assert kk_gen.style_of(text) == style
+            if style != "guess" and len(lines) > 3:         # cut off within a line
+                assert kk_gen.style_of("\n".join(lines[:2]) + "\n" + lines[2][:4]) == style
+
+
+@pytest.mark.parametrize("text, style", (
+    ("\\boxed{A is a knight}", "guess"),
+    ("A=T B=T: A ok, B no\n\\boxed{A is a knave, B is a knave}", "table"),      # wrong is a style too
+    ("A=T B=T: A T or F ok, B F no\n\\boxed{}", "worked"),
+    ("A=T B=T: A T or F ok, B no\n\\boxed{}", "worked"),
+    ("A=T B=T: A ok\nA=T B=F: A F no\n\\boxed{}", "mixed"),
+    ("A=T ok\nA=T B=T: A ok, B no\n\\boxed{}", "mixed"),
+    ("A=T B=T: A ok, B\n\\boxed{}", "other"), ("Well...\n\\boxed{A is a knight}", "other"),
+    ("", "other"), ("A=T B=T", "other"), ("A=T B=T: A ok\nA=T B=", "table"),
+    ("A=X ok\n\\boxed{}", "other"), ("\\boxed{A}\nA=T ok\n\\boxed{A is a knave}", "other")))
+def test_the_style_of_unusual_answers(text, style):
+    assert kk_gen.style_of(text) == style

@@ -1,0 +1,112 @@
+# The experiment itself, for redistill_tiny.sh, redistill_kk.sh and redistill_math.sh, which set
+#   BASE OUT SEED DATA   the model, the run, its seed; where test, rl and sft.jsonl are
+#   SETS                 the SFT sets: $DATA/NAME.jsonl for each
+#   BASE_TEST BASE_RL    test and rl with prompts for a model that has seen no SFT
+#   POLICY               whose answers are re-distilled: GRPO from `base` or from one of SETS
+#   STEPS REPLAY         steps of GRPO; how many of the last ones make the replay buffer of B
+#   KEEP                 at most so many answers in B
+#   sft grpo regrpo greedy sampled      flags; `sampled` may be empty: then greedy alone is measured
+#   make_data, foreign   functions: the files of DATA; other answers to B's problems, or nothing
+# and then source this file. Every line of `experiment` that begins with `stage` is a command to
+# read, and is skipped when what it makes is there: so the same script goes on where it stopped.
+
+stage() {       # stage SECONDS MADE WHAT COMMAND...   (SECONDS: roughly, to know how much is left)
+    local cost=$1 made=$2 what=$3
+    shift 3
+    number=$((number + 1))
+    if [ $mode = count ]; then
+        stages=$number
+        [ -e "$made" ] || left=$((left + cost))
+    elif [ $mode = dry-run ]; then
+        printf '\n# %d. %s\n' $number "$what"
+        printf ' %q' "$@" | cut -c2-
+    elif [ ! -e "$made" ]; then
+        local now=$SECONDS time_left=""
+        # Seconds as they turn out, in seconds as stated: of the stages done in this session.
+        if [ $spent -gt 0 ]; then
+            time_left=", about $(((left * now / spent + 59) / 60)) min left"
+        fi
+        printf '\n[%d/%d] %s (%d:%02d gone%s)\n' $number $stages "$what" $((now / 60)) $((now % 60)) \
+            "$time_left"
+        [ -e "$(dirname "$made")/metrics.jsonl" ] && set -- "$@" --resume
+        "$@"
+        left=$((left - cost)) spent=$((spent + cost))
+    fi
+}
+
+evaluate() {    # evaluate NAME MODEL PROBLEMS
+    [ ${#sampled[@]} = 0 ] || stage 6 "$OUT/eval/$1.sampled.jsonl" "evaluate $1 as it samples" \
+        python sample.py --model "$2" --data "$3" --out "$OUT/eval/$1.sampled.jsonl" "${sampled[@]}"
+    stage 4 "$OUT/eval/$1.greedy.jsonl" "evaluate $1, greedy" \
+        python sample.py --model "$2" --data "$3" --out "$OUT/eval/$1.greedy.jsonl" "${greedy[@]}"
+}
+
+fine_tune() {   # fine_tune NAME EXAMPLES: the base, always
+    stage 15 "$OUT/sft_$1/model" "fine-tune the base on $1" \
+        python sft.py --model "$BASE" --data "$2" --out "$OUT/sft_$1" --seed "$SEED" "${sft[@]}"
+    evaluate "sft_$1" "$OUT/sft_$1/model" "$DATA/test.jsonl"
+}
+
+reinforce() {   # reinforce NAME MODEL PROBLEMS TEST FLAGS...
+    stage 75 "$OUT/rl_$1/model" "GRPO from $1" \
+        python grpo.py --model "$2" --data "$3" --out "$OUT/rl_$1" --seed "$SEED" "${@:5}"
+    evaluate "rl_$1" "$OUT/rl_$1/model" "$4"
+}
+
+experiment() {
+    make_data
+    evaluate base "$BASE" "$BASE_TEST"
+
+    for name in "${SETS[@]}"; do fine_tune "$name" "$DATA/$name.jsonl"; done
+
+    reinforce base "$BASE" "$BASE_RL" "$BASE_TEST" "${grpo[@]}"
+    for name in "${SETS[@]}"; do
+        reinforce "$name" "$OUT/sft_$name/model" "$DATA/rl.jsonl" "$DATA/test.jsonl" "${grpo[@]}"
+    done
+
+    # Re-distillation A: the policy's greedy answers to the problems of SFT, where correct.
+    stage 4 "$OUT/data/answers.jsonl" "the policy answers the problems of SFT" \
+        python sample.py --model "$OUT/rl_$POLICY/model" --data "$DATA/sft.jsonl" \
+        --out "$OUT/data/answers.jsonl" "${greedy[@]}"
+    stage 2 "$OUT/data/a.jsonl" "re-distillation A: the correct ones" \
+        python scripts/keep_correct.py --data "$OUT/data/answers.jsonl" --out "$OUT/data/a.jsonl"
+    # B: what was correct in the last steps of GRPO, one answer to each problem.
+    local steps=($(seq -f "$OUT/rl_$POLICY/rollouts/step-%06g.jsonl" $((STEPS - REPLAY + 1)) $STEPS))
+    stage 2 "$OUT/data/b.jsonl" "re-distillation B: one correct answer to each of the last problems" \
+        python scripts/keep_correct.py --data "${steps[@]}" --num "$KEEP" \
+        --seed "$SEED" --out "$OUT/data/b.jsonl"
+    fine_tune a "$OUT/data/a.jsonl"
+    fine_tune b "$OUT/data/b.jsonl"
+    foreign
+
+    reinforce b "$OUT/sft_b/model" "$DATA/rl.jsonl" "$DATA/test.jsonl" "${regrpo[@]}"
+    stage 5 "$OUT/report.md" "the report" \
+        python scripts/report.py --runs "$OUT" --out "$OUT" --policy "rl_$POLICY"
+}
+
+if [ ${#} -gt 1 ] || [ ${#} = 1 ] && [ "$1" != --dry-run ]; then
+    echo "$0 takes no argument but --dry-run; settings are variables: see its first lines" >&2
+    exit 2
+fi
+number=0 stages=0 left=0 spent=0 mode=count
+experiment
+number=0 mode=${1:+dry-run}
+if [ "$mode" = dry-run ]; then
+    experiment
+    exit
+fi
+mode=run
+mkdir -p "$OUT"
+made_with=$(for name in BASE SEED DATA SETS POLICY REPLAY KEEP sft grpo regrpo greedy sampled; do
+    declare -n value=$name
+    echo "$name: ${value[*]}"
+done)
+if [ -e "$OUT/settings.txt" ] && [ "$made_with" != "$(cat "$OUT/settings.txt")" ]; then
+    echo "$OUT was made with other settings (see $OUT/settings.txt): give another OUT" >&2
+    exit 2
+fi
+echo "$made_with" > "$OUT/settings.txt"
+trap 'echo; echo "stopped; the same command goes on from here" >&2; exit 130' INT TERM
+SECONDS=0
+experiment
+printf '\n%d:%02d min: %s/report.md\n' $((SECONDS / 60)) $((SECONDS % 60)) "$OUT"
