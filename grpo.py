@@ -306,10 +306,9 @@ def read_training(settings, tokenizer) -> list[dict]:
     return fitting
 
 
-def plan(settings, config, dtype, ranks, prompt_tokens: int, run):
-    """Decide what the memory is for: (slots to sample with, whether the sampler's cache may stay
+def plan(settings, config, dtype, ranks, prompt_tokens: int, run, room: float):
+    """Decide what `room` bytes are for: (slots to sample with, whether the sampler's cache may stay
     while training, whether to recompute activations)."""
-    room = free_memory(ranks.device)
     longest, each = prompt_tokens + settings.max_new_tokens, settings.prompts * settings.group
     P = parameters_in(config)
     slot = slot_bytes(config, longest, dtype)
@@ -387,7 +386,8 @@ def train(settings, ranks, dtype) -> None:
     run = Run(settings, ranks, files_of(settings), MAY_CHANGE + ("rollouts", "texts") + (
         ("steps",) if settings.schedule == "constant" else ()))
     longest = max(len(problem["prompt_tokens"]) for problem in problems)
-    slots, cache_stays, recompute = plan(settings, config, dtype, ranks, longest, run)
+    slots, cache_stays, recompute = plan(settings, config, dtype, ranks, longest, run,
+                                        free_memory(ranks.device))
     model, optimizer = begin(settings, ranks, run, config, None, dtype, recompute)
     reference = start_model(settings, ranks, dtype) if settings.kl else None
     order = Order(len(problems), settings.seed)

@@ -6,6 +6,9 @@
 #   STEPS REPLAY         steps of GRPO; how many of the last ones make the replay buffer of B
 #   KEEP                 at most so many answers in B
 #   sft grpo regrpo greedy sampled      flags; `sampled` may be empty: then greedy alone is measured
+#   more                 further flags of sft.py for some sets, by their name
+#   keep                 flags of keep_correct.py
+#   estimate             flags of scripts/estimate.py, for --dry-run; empty: says nothing
 #   make_data, foreign   functions: the files of DATA; other answers to B's problems, or nothing
 # and then source this file. Every line of `experiment` that begins with `stage` is a command to
 # read, and is skipped when what it makes is there: so the same script goes on where it stopped.
@@ -43,7 +46,8 @@ evaluate() {    # evaluate NAME MODEL PROBLEMS
 
 fine_tune() {   # fine_tune NAME EXAMPLES: the base, always
     stage 15 "$OUT/sft_$1/model" "fine-tune the base on $1" \
-        python sft.py --model "$BASE" --data "$2" --out "$OUT/sft_$1" --seed "$SEED" "${sft[@]}"
+        python sft.py --model "$BASE" --data "$2" --out "$OUT/sft_$1" --seed "$SEED" "${sft[@]}" \
+        ${more[$1]:-}
     evaluate "sft_$1" "$OUT/sft_$1/model" "$DATA/test.jsonl"
 }
 
@@ -51,6 +55,11 @@ reinforce() {   # reinforce NAME MODEL PROBLEMS TEST FLAGS...
     stage 75 "$OUT/rl_$1/model" "GRPO from $1" \
         python grpo.py --model "$2" --data "$3" --out "$OUT/rl_$1" --seed "$SEED" "${@:5}"
     evaluate "rl_$1" "$OUT/rl_$1/model" "$4"
+}
+
+random_model() {    # for SMOKE=1: what real weights would be, at toy size
+    stage 5 "$BASE" "a small model with nearly random weights" python sft.py \
+        --init assets/smoke.json --data "$DATA/short.jsonl" --out "$(dirname "$BASE")" --epochs 0.1
 }
 
 experiment() {
@@ -69,12 +78,13 @@ experiment() {
         python sample.py --model "$OUT/rl_$POLICY/model" --data "$DATA/sft.jsonl" \
         --out "$OUT/data/answers.jsonl" "${greedy[@]}"
     stage 2 "$OUT/data/a.jsonl" "re-distillation A: the correct ones" \
-        python scripts/keep_correct.py --data "$OUT/data/answers.jsonl" --out "$OUT/data/a.jsonl"
+        python scripts/keep_correct.py --data "$OUT/data/answers.jsonl" --out "$OUT/data/a.jsonl" \
+        "${keep[@]}"
     # B: what was correct in the last steps of GRPO, one answer to each problem.
     local steps=($(seq -f "$OUT/rl_$POLICY/rollouts/step-%06g.jsonl" $((STEPS - REPLAY + 1)) $STEPS))
     stage 2 "$OUT/data/b.jsonl" "re-distillation B: one correct answer to each of the last problems" \
         python scripts/keep_correct.py --data "${steps[@]}" --num "$KEEP" \
-        --seed "$SEED" --out "$OUT/data/b.jsonl"
+        --seed "$SEED" --out "$OUT/data/b.jsonl" "${keep[@]}"
     fine_tune a "$OUT/data/a.jsonl"
     fine_tune b "$OUT/data/b.jsonl"
     foreign
@@ -93,11 +103,13 @@ experiment
 number=0 mode=${1:+dry-run}
 if [ "$mode" = dry-run ]; then
     experiment
+    [ ${#estimate[@]} = 0 ] || python scripts/estimate.py --model "$BASE" --data - --out - \
+        "${grpo[@]}" "${estimate[@]}"
     exit
 fi
 mode=run
 mkdir -p "$OUT"
-made_with=$(for name in BASE SEED DATA SETS POLICY REPLAY KEEP sft grpo regrpo greedy sampled; do
+made_with=$(for name in BASE SEED DATA SETS POLICY REPLAY KEEP STEPS sft grpo regrpo greedy sampled; do
     declare -n value=$name
     echo "$name: ${value[*]}"
 done)

@@ -23,6 +23,8 @@ POLICY=base
 REPLAY=$((STEPS < 11 ? STEPS : 11)) KEEP=$EXAMPLES
 BASE_TEST=$DATA/test.jsonl BASE_RL=$DATA/rl.jsonl
 
+declare -A more=()
+keep=() estimate=()
 sft=(--lr 1e-3 --batch 32 --epochs 2 --max-length 512)
 grpo=(--steps $STEPS --prompts $PROMPTS --group 8 --temperature 1 --lr 3e-4 --warmup 4 --norm token
       --max-prompt-tokens 200 --max-new-tokens 300 --kl-every 5)

@@ -440,16 +440,14 @@ def test_mistakes_are_one_line_before_any_model_is_loaded(toy, tmp_path, monkeyp
 
 # ---- memory ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("offload, card", [(False, 40e9), (True, 24e9)])
-def test_the_papers_run_fits_the_card(offload, card, monkeypatch, tmp_path, capsys):
+def test_the_papers_run_fits_the_card(offload, card, capsys):
     """1.5B, fp32 masters, prompts of 1024 and answers of 4096 tokens, by the plan."""
     from test_sft import QWEN_1_5B
-    monkeypatch.setattr(grpo, "free_memory", lambda device: card)
     ranks, state = sft.Ranks("cpu"), type("Run", (), {"first": True, "state": {}})()
     slots, stays, recompute = grpo.plan(settings(offload=offload), QWEN_1_5B, torch.bfloat16, ranks,
-                                        1024, state)
+                                        1024, state, card)
     lines = capsys.readouterr().err.splitlines()
     assert slots >= 32 and recompute and not stays and state.state == {"slots": slots}
     assert lines[0].startswith("memory to sample: weights 6.17") and "memory to train" in lines[1]
-    monkeypatch.setattr(grpo, "free_memory", lambda device: 12e9)
     with pytest.raises(ValueError, match="does not fit"):
-        grpo.plan(settings(offload=offload), QWEN_1_5B, torch.bfloat16, ranks, 1024, state)
+        grpo.plan(settings(offload=offload), QWEN_1_5B, torch.bfloat16, ranks, 1024, state, 12e9)
