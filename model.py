@@ -273,6 +273,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 z.sub_(lse[rows, None])
                 entropy[rows] = -(z.exp() * z).sum(-1)
         ctx.save_for_backward(hidden, weight, targets, lse, entropy)
+        ctx.save_for_forward(hidden, weight, targets, lse)
         ctx.vocab, ctx.temperature, ctx.want_entropy = vocab, temperature, want_entropy
         return logp, entropy
 
@@ -300,6 +301,21 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_weight[ids] += dz[:, ids].t() @ hidden[rows]
         return grad_hidden, grad_weight, None, None, None, None
 
+    @staticmethod
+    def jvp(ctx, d_hidden, d_weight, *_):
+        """How log p changes as hidden and weight do; the entropy's change is not worked out."""
+        hidden, weight, targets, lse = ctx.saved_tensors
+        cast, change = weight[:ctx.vocab].to(hidden.dtype), torch.empty_like(lse)
+        for rows in _slices(len(hidden), ctx.vocab):
+            dz = 0.0                                                            # [n, V]
+            if d_hidden is not None:
+                dz = head_logits(d_hidden[rows], cast)
+            if d_weight is not None:
+                dz = dz + head_logits(hidden[rows], d_weight[:ctx.vocab].to(hidden.dtype))
+            z = head_logits(hidden[rows], cast).div_(ctx.temperature).sub_(lse[rows, None])
+            mean = (z.exp_() * dz).sum(-1)
+            change[rows] = (dz.gather(-1, targets[rows, None]).squeeze(-1) - mean) / ctx.temperature
+        return change, torch.zeros_like(change)
 
 def _slices(length: int, width: int) -> list[slice]:
     """Cut range(length) so that a piece has about LOGITS_AT_ONCE elements when `width` wide."""

@@ -88,6 +88,7 @@ class Settings:
 class Sequence:
     tokens: numpy.ndarray           # int32: a prompt and what follows it
     start: int                      # the first token to train on, at least 1
+    index: int = -1                 # which of the texts it was
 
 
 def micro_batches(lengths: list[int], budget: int, pack: bool) -> list[list[int]]:
@@ -693,7 +694,7 @@ def read_texts(paths: list[str]) -> list[tuple[str, dict]]:
     return texts
 
 
-def as_sequences(texts, tokenizer, end: int, settings) -> list[Sequence]:
+def as_sequences(texts, tokenizer, end: int, max_length: int, loss_on="response"):
     """The texts as tokens; prompt and response are tokenised apart, as the sampler sees them."""
     sequences, size = [], tokenizer.get_vocab_size(with_added_tokens=True)
     for at in tqdm(range(0, len(texts), 1000), desc="tokenise", disable=len(texts) < 20_000):
@@ -711,15 +712,15 @@ def as_sequences(texts, tokenizer, end: int, settings) -> list[Sequence]:
                     cli.stop(f"{name}: its tokens do not spell its response: another tokenizer's?")
             elif ends:
                 ids = ids + [end]
-            start = 1 if settings.loss_on == "all" else max(1, len(prompt))
-            sequences.append(Sequence(numpy.array(prompt + ids, dtype=numpy.int32), start))
-    fitting = [s for s in sequences if s.start < len(s.tokens) <= settings.max_length]
+            start = 1 if loss_on == "all" else max(1, len(prompt))
+            sequences.append(Sequence(numpy.array(prompt + ids, dtype=numpy.int32), start,
+                                      len(sequences)))
+    fitting = [s for s in sequences if s.start < len(s.tokens) <= max_length]
     if not fitting:
-        raise ValueError(f"none of {len(sequences)} examples has at most {settings.max_length}"
-                         " tokens")
+        raise ValueError(f"none of {len(sequences)} examples has at most {max_length} tokens")
     if len(fitting) < len(sequences):
         print(f"{len(sequences) - len(fitting)} of {len(sequences)} examples are left out: longer"
-              f" than {settings.max_length} tokens, or with nothing to train on", file=sys.stderr)
+              f" than {max_length} tokens, or with nothing to train on", file=sys.stderr)
     return fitting
 
 
@@ -762,8 +763,9 @@ def train(settings, ranks, dtype) -> None:
     else:
         tokenizer, files = from_scratch(settings, texts)
     end = end_token(tokenizer, files)
-    sequences = as_sequences(texts, tokenizer, end, settings)
-    held_out = settings.val and as_sequences(read_texts([settings.val]), tokenizer, end, settings)
+    limits = settings.max_length, settings.loss_on
+    sequences = as_sequences(texts, tokenizer, end, *limits)
+    held_out = settings.val and as_sequences(read_texts([settings.val]), tokenizer, end, *limits)
     problems = read_eval(settings, tokenizer, config)
     if not 0 < settings.epochs < math.inf or not round(settings.epochs * len(sequences)):
         raise ValueError(f"epochs = {settings.epochs} of {len(sequences)} examples is no training")

@@ -271,7 +271,7 @@ def tokenizer():
 
 def read(path, **changes):
     s = settings(**{"max_length": 512, **changes})
-    return sft.as_sequences(sft.read_texts([path]), tokenizer(), 0, s)
+    return sft.as_sequences(sft.read_texts([path]), tokenizer(), 0, s.max_length, s.loss_on)
 
 
 def test_an_example_is_prompt_response_and_end(tmp_path):
@@ -380,8 +380,7 @@ def test_it_learns_from_scratch_and_what_it_says_is_so(toy, tmp_path):
     end = model.eos_ids[0]
     from sample import load_tokenizer
     held_out = sft.as_sequences(sft.read_texts([str(toy / "held_out.jsonl")]),
-                                load_tokenizer(str(tmp_path / "r" / "model")), end,
-                                settings())
+                                load_tokenizer(str(tmp_path / "r" / "model")), end, 512)
     assert abs(one_by_one(model, held_out, "sequence").item() - rows[-1]["val_loss"]) < 1e-4
     kept = sorted(os.listdir(tmp_path / "r"))
     assert kept == ["best", "checkpoint-000400", "checkpoint-000450", "metrics.jsonl", "model",
