@@ -26,12 +26,13 @@ declare -A more=([short]="--val $DATA/val.jsonl" [long]="--batch 64" [a]="--batc
 grpo=(--steps $STEPS)
 regrpo=("${grpo[@]}" --lr 2.5e-6)
 greedy=(--temperature 0 --max-new-tokens 4096)
-sampled=() keep=()
+sampled=() keep=() ASIDE=() TRACE="0 50"
+effect=(--limit 200 --group 8 --temperature 0.7)
 estimate=(--prompt-tokens 300 --answer-tokens 700)
 if [ "$SMOKE" ]; then
     rl=4 test=2 two=9 three=18 STEPS=2 REPLAY=2 keep=(--wrong)  # the random model is never right
     grpo=(--steps 2 --prompts 2 --group 2 --max-prompt-tokens 700 --max-new-tokens 16)
-    regrpo=("${grpo[@]}") greedy=(--temperature 0 --max-new-tokens 16) estimate=()
+    regrpo=("${grpo[@]}") greedy=(--temperature 0 --max-new-tokens 16) estimate=() effect=()
 fi
 
 make_data() {

@@ -28,12 +28,13 @@ declare -A more=([short]="--val $DATA/val.jsonl" [long]="--batch 64")
 grpo=(--steps $STEPS --lr 2.5e-6 --warmup 4)
 regrpo=(--steps $STEPS --lr 2.5e-6 --warmup 8)
 greedy=(--temperature 0 --max-new-tokens 4096)
-sampled=() keep=()
+sampled=() keep=() ASIDE=() TRACE="0 50"
+effect=(--limit 200 --group 8 --temperature 0.7)
 estimate=(--prompt-tokens 200 --answer-tokens 600)
 if [ "$SMOKE" ]; then
     parts=(sft=12 val=2 rl=0) STEPS=2 REPLAY=2 keep=(--wrong)   # the random model is never right
     grpo=(--steps 2 --prompts 2 --group 2 --max-prompt-tokens 700 --max-new-tokens 16)
-    regrpo=("${grpo[@]}") greedy=(--temperature 0 --max-new-tokens 16) estimate=()
+    regrpo=("${grpo[@]}") greedy=(--temperature 0 --max-new-tokens 16) estimate=() effect=()
 fi
 
 make_data() {

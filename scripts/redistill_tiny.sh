@@ -13,31 +13,39 @@ cd "$(dirname "$0")/.."
 SEED=${SEED:-0}
 BASE=${BASE:-assets/tiny_base}
 OUT=${OUT:-runs/tiny-$SEED}
-STEPS=${STEPS:-40}              # of GRPO
-PROMPTS=${PROMPTS:-32}          # problems in each
-EXAMPLES=${EXAMPLES:-500}       # in each SFT set
+STEPS=${STEPS:-30}              # of GRPO
+PROMPTS=${PROMPTS:-16}          # problems in each
+EXAMPLES=${EXAMPLES:-256}       # in each SFT set
+KEEP=${KEEP:-150}               # in each set of the policy's own answers
 TEST=${TEST:-300}               # test problems of each size
 DATA=$OUT/data
+TRACE=${TRACE-0 50}             # when to take answers of GRPO, in percent of it, beside its end
 SETS=(short long)               # bare tables; the steps of a search
+ASIDE=(guess)                   # nothing but the answer, always right
 POLICY=base
-REPLAY=$((STEPS < 11 ? STEPS : 11)) KEEP=$EXAMPLES
+REPLAY=$((STEPS < 11 ? STEPS : 11))
 BASE_TEST=$DATA/test.jsonl BASE_RL=$DATA/rl.jsonl
 
 declare -A more=()
 keep=() estimate=()
-sft=(--lr 1e-3 --batch 32 --epochs 2 --max-length 512)
+sft=(--lr 5e-4 --batch 16 --epochs 4 --max-length 512)
 grpo=(--steps $STEPS --prompts $PROMPTS --group 8 --temperature 1 --lr 3e-4 --warmup 4 --norm token
       --max-prompt-tokens 200 --max-new-tokens 300 --kl-every 5)
 regrpo=("${grpo[@]}")
-greedy=(--temperature 0 --max-new-tokens 300)
-sampled=(--temperature 1 --n 2 --max-new-tokens 300)
+greedy=(--temperature 0 --max-new-tokens 400)
+sampled=(--temperature 1 --max-new-tokens 400)
+effect=(--limit 200 --max-new-tokens 300 --max-length 512 --no-halves --norms 8)
 
 make_data() {
     stage 3 "$DATA/rl.jsonl" "the puzzles" bash scripts/tiny_data.sh "$DATA" $TEST $EXAMPLES
-    stage 2 "$DATA/short.jsonl" "short chains: tables" python kk_gen.py --people 3 \
-        --source "$DATA/sft.jsonl" --template compact --cot table --out "$DATA/short.jsonl"
-    stage 2 "$DATA/long.jsonl" "long chains: searches" python kk_gen.py --people 3 \
-        --source "$DATA/sft.jsonl" --template compact --cot search --out "$DATA/long.jsonl"
+    chains short table
+    chains long search
+    chains guess guess
+}
+
+chains() {      # chains NAME STYLE
+    stage 2 "$DATA/$1.jsonl" "$1 chains: $2" python kk_gen.py --people 3 --source "$DATA/sft.jsonl" \
+        --template compact --cot $2 --out "$DATA/$1.jsonl"
 }
 
 foreign() {     # as the paper's control: another's correct answers to the very problems of B

@@ -23,7 +23,8 @@ from verify import read_rollouts, reward, summary  # noqa: E402
 
 SMOOTH = 5      # steps in the running mean that says when GRPO has converged
 TOLD = {"base": "the base", "sft_a": "re-distilled, A", "sft_b": "re-distilled, B",
-        "sft_foreign": "B's problems, another's answers"}
+        "sft_foreign": "B's problems, another's answers", "sft_wrong": "GRPO's wrong answers",
+        "sft_guess": "SFT on bare answers"}
 
 
 @dataclass
@@ -36,6 +37,12 @@ class Settings:
 # ---- what a run left behind ------------------------------------------------------------------
 def models_of(run: str) -> dict[str, dict]:
     """What each model was made from and of how much, by name, in the order they were made."""
+    effects, path = {}, f"{run}/effect/summary.json"
+    if os.path.exists(path):
+        with open(path) as file:
+            effects = {row["data"]: {"effect": row["effect"], "effect_error": row["standard_error"],
+                                     "effect_per_token": row["per_token"]}
+                       for row in json.load(file)["data"]}
     models, folders = {"base": {"from": "", "made_with": "", "examples": 0, "tokens": 0}}, []
     for path in glob.glob(f"{glob.escape(run)}/sft_*/settings.json") + glob.glob(
             f"{glob.escape(run)}/rl_*/settings.json"):
@@ -49,6 +56,8 @@ def models_of(run: str) -> dict[str, dict]:
         if "epochs" in settings:
             examples = [row for path in settings["data"] for row in cli.read_jsonl(path)]
             model |= {"made_with": "SFT", "examples": len(examples)}
+            for path in settings["data"]:
+                model |= effects.get(os.path.splitext(os.path.basename(path))[0], {})
             if all("tokens" in row for row in examples):
                 model["answer_tokens"] = sum(len(row["tokens"]) for row in examples)
         else:
@@ -106,12 +115,14 @@ def findings(models: dict, how: str, policy: str) -> dict[str, float | None]:
     if (base := accuracy("base")) is None or not accuracy(policy):
         return {}
     rl, found = models[policy], {"accuracy: the base": base}
+    models = {name: model for name, model in models.items() if accuracy(name) is not None}
     for name, model in models.items():
         if model["made_with"]:
             found[f"accuracy: {told(name)}"] = accuracy(name)
     for name in (policy, *(name for name in models if models[name]["made_with"] == "SFT")):
-        found[f"gain per 1,000 {'samples' if name == policy else 'examples'}: {told(name)}"] = (
-            accuracy(name) - accuracy(models[name]["from"])) / (models[name]["examples"] / 1000)
+        if name == policy or not name.startswith("sft_at_"):
+            found[f"gain per 1,000 {'samples' if name == policy else 'examples'}: {told(name)}"] = (
+                accuracy(name) - accuracy(models[name]["from"])) / (models[name]["examples"] / 1000)
     for name in filter(models.__contains__, ("sft_a", "sft_b", "sft_foreign")):
         found[f"accuracy / the policy's: {told(name)}"] = accuracy(name) / accuracy(policy)
     for name in filter(models.__contains__, ("sft_a", "sft_b")):
@@ -123,20 +134,40 @@ def findings(models: dict, how: str, policy: str) -> dict[str, float | None]:
         if "curve" in model:
             found[f"steps to 95 % of the policy's last reward: {told(name)}"] = (
                 first_step(model["curve"], 0.95 * end))
+    effects = [(model["effect"], accuracy(name) - base) for name, model in models.items()
+               if "effect" in model]
+    if len(effects) > 2:
+        found[f"rank correlation of effect and gain, {len(effects)} datasets"] = spearman(effects)
     return found
 
 
+def ranks(values: list[float]) -> list[float]:
+    """1 for the least; equal ones share the mean of their ranks."""
+    return [sum(one < value for one in values) + (values.count(value) + 1) / 2 for value in values]
+
+
+def spearman(pairs: list[tuple[float, float]]) -> float:
+    """The correlation of the ranks; 0 where one side is all equal."""
+    a, b = (ranks(list(side)) for side in zip(*pairs))
+    middle = (len(pairs) + 1) / 2
+    ab, aa, bb = (sum((x - middle) * (y - middle) for x, y in zip(u, v))
+                  for u, v in ((a, b), (a, a), (b, b)))
+    return ab / (aa * bb) ** 0.5 if aa and bb else 0.0
+
+
 def told(name: str) -> str:
-    kind, _, start = name.partition("_")
-    return TOLD.get(name) or (f"GRPO from {told('sft_' + start if start != 'base' else 'base')}"
-                              if kind == "rl" else f"SFT on {start} chains")
+    kind, _, of = name.partition("_")
+    if kind == "rl":
+        return f"GRPO from {told('sft_' + of if of != 'base' else 'base')}"
+    return TOLD.get(name) or (f"GRPO's answers at {of[3:]} %" if of.startswith("at_") else
+                              f"SFT on {of} chains")
 
 
 def spread(values: list) -> str:
     """A number, or the mean of several with their range."""
     values = [value for value in values if value is not None]
     if not values:
-        return "not reached"
+        return "-"
     shown = [f"{value:.0f}" if isinstance(value, int) or value >= 100 else f"{value:.3f}" for value in
              (sum(values) / len(values), min(values), max(values))]
     return shown[0] if len(values) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"
@@ -212,7 +243,8 @@ def tables(names: list[str], runs: list[dict]) -> tuple[list[dict], list[dict]]:
         for name, model in models.items():
             about = {"run": os.path.basename(os.path.normpath(run)), "model": name,
                      **{key: model.get(key, "") for key in ("from", "made_with", "examples", "tokens",
-                                                            "answer_tokens")}}
+                                                            "answer_tokens", "effect", "effect_error",
+                                                            "effect_per_token")}}
             for (how, level), cell in model["cells"].items():
                 flat.append({**about, "decoding": how, "level": level, **{
                     key: value for key, value in cell.items() if key != "styles"},
@@ -244,7 +276,9 @@ def figure(runs: list[dict], policy: str, path: str) -> bool:
     first = runs[0]
     how = next(iter(first["base"]["cells"]))[0]
     styled = any(row.get("styles") for row in first[policy]["curve"])
-    plot, axes = pyplot.subplots(1, 2 + styled, figsize=(5 * (2 + styled), 4.2), layout="constrained")
+    weighed = any("effect" in model for model in first.values())
+    count = 2 + styled + weighed
+    plot, axes = pyplot.subplots(1, count, figsize=(4.6 * count, 4.4), layout="constrained")
     band = "" if len(runs) == 1 else f" (mean and range of {len(runs)} runs)"
 
     def over_runs(axis, series, label, colour):
@@ -290,6 +324,16 @@ def figure(runs: list[dict], policy: str, path: str) -> bool:
         axes[2].set(xlabel="GRPO step", ylabel="share of answers", ylim=(0, 1),
                     title=f"Styles, {told(policy)}")
         axes[2].legend(frameon=False, fontsize=8)
+    if weighed:
+        for i, name in enumerate(name for name in first if "effect" in first[name]):
+            pairs = [(models[name]["effect"], models[name]["cells"][how, "all"]["accuracy"] -
+                      models["base"]["cells"][how, "all"]["accuracy"]) for models in runs]
+            axes[-1].scatter(*zip(*pairs), color=COLOURS[i % len(COLOURS)], s=22, label=told(name),
+                             marker="os^v"[i // len(COLOURS)])
+        axes[-1].axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+        axes[-1].set(xlabel="mean sample effect at the base", ylabel="gain in accuracy by SFT",
+                     title="What effect foretells")
+        axes[-1].legend(frameon=False, fontsize=7)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     plot.savefig(path + ".partial", dpi=130, format="png")

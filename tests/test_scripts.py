@@ -1,9 +1,13 @@
 """scripts/: what the experiments are made of."""
 import collections
+import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+
+import pytest
 
 import kk_gen
 from verify import kk_correct, reward
@@ -52,3 +56,207 @@ def test_mistakes_are_one_line(tmp_path):
                          (("--num", 0, "--shares", "table=1"), "--num is at least 1")):
         done = world(tmp_path, *flags)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+# ---- keep the correct, split the official ----------------------------------------------------
+def script(name, *flags):
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "scripts", name), *map(str, flags)],
+                          capture_output=True, text=True)
+    return done
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(path):
+    return [json.loads(line) for line in open(path)]
+
+
+def rollout(name, answer, **changes):
+    return {"id": name, "task": "kk", "prompt": "?\n", "gold": "A is a knight", "level": 1,
+            "response": f"\\boxed{{A is a {answer}}}", "tokens": [1, 2, 0], "logprobs": [0.0] * 3,
+            "finished": True, "reward": 0.0, "step": 1, **changes}
+
+
+def test_the_correct_are_kept(tmp_path):
+    """By the rule, not by what the file says; one a problem; with the tokens that were sampled."""
+    first = write(tmp_path / "1.jsonl", [rollout("a", "knight"), rollout("a", "knight"),
+                                         rollout("a", "knave", reward=1.0), rollout("b", "knave")])
+    second = write(tmp_path / "2.jsonl", [rollout("a", "knight", step=2, tokens=[3, 0]),
+                                          rollout("c", "knight", finished=False),
+                                          *(rollout(f"d{i}", "knight") for i in range(6))])
+    out = tmp_path / "kept.jsonl"
+
+    def kept(*flags):
+        done = script("keep_correct.py", "--data", first, second, "--out", out, *flags)
+        assert done.returncode == 0, done.stderr
+        return read(out)
+
+    rows = kept()
+    assert sorted(row["id"] for row in rows) == ["a", *(f"d{i}" for i in range(6))]
+    assert all(row["reward"] == 1 and row["tokens"] and "logprobs" not in row for row in rows)
+    assert [row["id"] for row in kept("--seed", 1)] != [row["id"] for row in rows]
+    assert kept() == rows and kept("--num", 3) == rows[:3]
+    assert len(kept("--per-problem", 0)) == 7           # the same answer twice is one
+    assert sorted(row["id"] for row in kept("--wrong", "--per-problem", 0)) == ["a", "b", "c"]
+    done = script("keep_correct.py", "--data", write(tmp_path / "3.jsonl", [rollout("b", "knave")]),
+                  "--out", tmp_path / "none.jsonl")
+    assert done.returncode == 2 and "none of 1 answers is correct" in done.stderr
+    done = script("keep_correct.py", "--data", write(tmp_path / "4.jsonl", [{"id": "b"}]), "--out", out)
+    assert done.returncode == 2 and "4.jsonl:1" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_official_files_are_split_and_boxed(tmp_path):
+    math = [{"problem": f"{i} + 1?", "level": "Level 2", "unique_id": f"m{i}",
+             "solution": f"It is $\\boxed{{{i + 1}}}$."} for i in range(10)]
+    source = write(tmp_path / "math.jsonl", math)
+    done = script("problems.py", "--source", source, "--parts", "sft=3", "val=2", "rl=0", "--out",
+                  tmp_path)
+    assert done.returncode == 0, done.stderr
+    parts = [read(tmp_path / f"{name}.jsonl") for name in ("sft", "val", "rl")]
+    assert [len(part) for part in parts] == [3, 2, 5]
+    assert sorted(row["id"] for part in parts for row in part) == sorted(f"m{i}" for i in range(10))
+    for row in sum(parts, []):
+        assert row["response"].startswith("\nIt is") and reward(row, row["response"], True) == 1
+        assert row["prompt"].startswith("<|im_start|>system") and row["level"] == 2
+    gsm = write(tmp_path / "gsm.jsonl", [{"question": "6 * 200?", "answer": "<<6*200=1200>>It is "
+                                          "1200.\n#### 1,200"}])
+    script("problems.py", "--source", gsm, "--template", "base", "--parts", "all=0", "--out", tmp_path)
+    row = read(tmp_path / "all.jsonl")[0]
+    assert row["response"] == "\nIt is 1200.\n\\boxed{1200}" and row["prompt"].startswith("Question:")
+    assert reward(row, row["response"], True) == 1
+    for flags, words in ((("--parts", "a=11"), "too few"), (("--parts", "a=0", "b=0"), "at most is 0"),
+                         (("--parts", "a"), "sft=900"), (("--parts", "a=1", "--template", "x"), "chat")):
+        done = script("problems.py", "--source", source, "--out", tmp_path, *flags)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_our_puzzles_get_another_prompt(tmp_path):
+    subprocess.run([sys.executable, os.path.join(ROOT, "kk_gen.py"), "--people", "3", "--num", "4",
+                    "--out", tmp_path / "chat.jsonl"], check=True, capture_output=True)
+    script("problems.py", "--source", tmp_path / "chat.jsonl", "--template", "base", "--no-shuffle",
+           "--parts", "base=0", "--out", tmp_path)
+    for chat, base in zip(read(tmp_path / "chat.jsonl"), read(tmp_path / "base.jsonl"), strict=True):
+        assert (chat["id"], chat["gold"]) == (base["id"], base["gold"])
+        assert base["prompt"].startswith("Question:") and chat["quiz"] in base["prompt"]
+
+
+# ---- the experiments -------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def experiments(tmp_path_factory):
+    """All three at toy size, side by side. The lab is stopped once on its way."""
+    runs = tmp_path_factory.mktemp("experiments")
+    small = {"STEPS": "2", "PROMPTS": "8", "EXAMPLES": "24", "TEST": "8", "TRACE": "", "SMOKE": "1"}
+
+    def start(name):
+        return subprocess.Popen(
+            ["bash", os.path.join(ROOT, "scripts", f"redistill_{name}.sh")], text=True,
+            env={**os.environ, **small, "OUT": str(runs / name), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+
+    tiny = start("tiny")
+    for line in tiny.stdout:
+        if line.startswith("[8/"):
+            os.killpg(tiny.pid, signal.SIGINT)
+    stopped = tiny.wait(), tiny.stderr.read()
+    running = {name: start(name) for name in ("tiny", "kk", "math")}
+    ended = {name: (*process.communicate(), process.returncode) for name, process in running.items()}
+    return runs, stopped, ended
+
+
+def test_the_lab_stops_and_goes_on(experiments):
+    runs, (code, error), ended = experiments
+    assert code == 130 and "the same command goes on" in error
+    out, error, code = ended["tiny"]
+    assert code == 0, error[-2000:]
+    assert "[1/" not in out and "[8/" in out        # what was there was not made again
+
+
+def test_the_lab_reports_what_it_did(experiments):
+    runs, _, ended = experiments
+    report = (runs / "tiny" / "report.md").read_text()
+    assert report in ended["tiny"][0]
+    with open(runs / "tiny" / "models.csv") as file:
+        rows = list(csv.DictReader(file))
+    models = {row["model"] for row in rows}
+    assert models == {"base", "sft_short", "sft_long", "rl_base", "rl_short", "rl_long", "sft_a",
+                      "sft_b", "sft_foreign", "sft_wrong", "sft_guess", "rl_b"}
+    for row in rows:                                # each number is that of the answers on disk
+        answers = [one for one in read(runs / "tiny" / "eval" / f"{row['model']}.{row['decoding']}.jsonl")
+                   if row["level"] in ("all", str(one["level"]))]
+        assert len(answers) == int(row["n"])
+        right = sum(reward(one, one["response"], one["finished"]) for one in answers) / len(answers)
+        assert abs(right - float(row["accuracy"])) < 1e-4
+        styles = collections.Counter(kk_gen.style_of(one["response"]) for one in answers)
+        for style, count in styles.items():
+            assert abs(count / len(answers) - float(row[f"share_{style}"])) < 1e-4
+    effects = {row["model"] for row in rows if row["effect"]}
+    assert effects == {model for model in models if model.startswith("sft")}
+    with open(runs / "tiny" / "curves.csv") as file:
+        assert len(list(csv.DictReader(file))) == 4 * 2
+    assert "rank correlation of effect and gain, 7 datasets" in report
+    assert "re-distilled, B" in report and "| level 4, sampled |" in report
+
+
+def test_examples_of_the_lab_are_what_they_are_called(experiments):
+    data = experiments[0] / "tiny" / "data"
+    for name, style in (("short", "table"), ("long", "search"), ("guess", "guess"),
+                        ("foreign", "search")):
+        rows = read(data / f"{name}.jsonl")
+        assert {kk_gen.style_of(row["response"]) for row in rows} == {style}
+        assert all(kk_correct(row["response"], row["gold"]) for row in rows)
+    b, foreign, wrong, test = ([row["id"] for row in read(data / f"{name}.jsonl")]
+                               for name in ("b", "foreign", "wrong", "test"))
+    assert sorted(b) == sorted(foreign) and len(set(b)) == len(b)      # the very problems of B
+    assert not set(test) & set(b + wrong)
+    assert all(kk_correct(row["response"], row["gold"]) for row in read(data / "b.jsonl"))
+    assert not any(kk_correct(row["response"], row["gold"]) and row["finished"]
+                   for row in read(data / "wrong.jsonl"))
+
+
+@pytest.mark.parametrize("name", ("kk", "math"))
+def test_the_papers_experiments_run_at_toy_size(experiments, name):
+    runs, _, ended = experiments
+    out, error, code = ended[name]
+    assert code == 0, error[-2000:]
+    assert "re-distilled, B" in (runs / name / "report.md").read_text()
+    log = (runs / name / "sft_short" / "settings.json").read_text()
+    assert json.loads(log)["settings"]["lr"] == 1e-5                   # the paper's, not the toy's
+    if name == "kk":
+        assert json.loads((runs / name / "sft_a" / "settings.json").read_text())["settings"]["batch"] == 64
+        assert len(read(runs / name / "data" / "short.jsonl")) == 27
+
+
+def test_experiments_say_what_they_would_do(tmp_path):
+    env = {**os.environ, "BASE": os.path.join(ROOT, "tests/golden"), "OUT": str(tmp_path / "out")}
+
+    def run(name, *flags, **more):
+        return subprocess.run(["bash", os.path.join(ROOT, "scripts", f"redistill_{name}.sh"), *flags],
+                              env={**env, **more}, capture_output=True, text=True)
+
+    done = run("kk", "--dry-run")
+    assert done.returncode == 0 and "python grpo.py --model" in done.stdout, done.stderr
+    assert "memory to train" in done.stderr and "h for 125 steps" in done.stdout
+    assert not (tmp_path / "out").exists()
+    assert run("tiny", "--steps", "3").returncode == 2
+    done = run("math", TRAIN="", TEST="x")
+    assert done.returncode == 1 and "TRAIN: names MATH problems" in done.stderr
+    os.makedirs(tmp_path / "out")
+    (tmp_path / "out" / "settings.txt").write_text("BASE: another\n")
+    done = run("tiny")
+    assert done.returncode == 2 and "made with other settings" in done.stderr
+
+
+# ---- numbers of the report -------------------------------------------------------------------
+def test_rank_correlation_by_hand():
+    sys.path.insert(0, os.path.join(ROOT, "scripts"))
+    import report
+    assert report.ranks([3.0, 1.0, 3.0, 7.0]) == [2.5, 1, 2.5, 4]
+    assert report.spearman([(1, 10), (2, 20), (3, 15)]) == 0.5
+    assert report.spearman([(1, 5), (2, 5)]) == 0.0
+    assert abs(report.spearman([(1, 4), (2, 3), (3, 1)]) + 1) < 1e-12
+    curve = [{"step": i + 1, "reward": reward} for i, reward in enumerate((0, 0, 1, 1, 1, 1, 1, 1))]
+    assert report.first_step(curve, 0.6) == 5 and report.first_step(curve, 1.0) == 7
+    assert report.first_step(curve, 1.1) is None
