@@ -17,7 +17,7 @@ STEPS=${STEPS:-30}              # of GRPO
 PROMPTS=${PROMPTS:-16}          # problems in each
 EXAMPLES=${EXAMPLES:-256}       # in each SFT set
 KEEP=${KEEP:-150}               # in each set of the policy's own answers
-TEST=${TEST:-300}               # test problems of each size
+TEST=${TEST:-300}               # test puzzles of 3 people, and half as many of 4
 DATA=$OUT/data
 TRACE=${TRACE-0 50}             # when to take answers of GRPO, in percent of it, beside its end
 SETS=(short long)               # bare tables; the steps of a search
@@ -31,7 +31,7 @@ keep=() estimate=()
 sft=(--lr 5e-4 --batch 16 --epochs 4 --max-length 512)
 grpo=(--steps $STEPS --prompts $PROMPTS --group 8 --temperature 1 --lr 3e-4 --warmup 4 --norm token
       --max-prompt-tokens 200 --max-new-tokens 300 --kl-every 5)
-regrpo=("${grpo[@]}")
+regrpo=("${grpo[@]}" --steps $(((STEPS + 1) / 2)) --lr 1.5e-4)     # half the rate, as in the paper
 greedy=(--temperature 0 --max-new-tokens 400)
 sampled=(--temperature 1 --max-new-tokens 400)
 effect=(--limit 200 --max-new-tokens 300 --max-length 512 --no-halves --norms 8)

@@ -41,7 +41,8 @@ def models_of(run: str) -> dict[str, dict]:
     if os.path.exists(path):
         with open(path) as file:
             effects = {row["data"]: {"effect": row["effect"], "effect_error": row["standard_error"],
-                                     "effect_per_token": row["per_token"]}
+                                     "effect_per_token": row["per_token"],
+                                     "effect_cosine": row.get("cosine", "")}
                        for row in json.load(file)["data"]}
     models, folders = {"base": {"from": "", "made_with": "", "examples": 0, "tokens": 0}}, []
     for path in glob.glob(f"{glob.escape(run)}/sft_*/settings.json") + glob.glob(
@@ -102,15 +103,19 @@ def first_step(curve: list[dict], target: float) -> int | None:
 
 
 # ---- what it says ----------------------------------------------------------------------------
+def on_trained(models: dict, name: str, how: str, policy: str) -> float | None:
+    """Accuracy of a model on the levels that the policy was trained on."""
+    levels = models[policy]["curve"][-1]["by_level"]
+    cells = [cell for (decoded, level), cell in models[name]["cells"].items()
+             if decoded == how and level in levels]
+    return sum(cell["accuracy"] * cell["n"] for cell in cells) / sum(
+        cell["n"] for cell in cells) if cells else None
+
+
 def findings(models: dict, how: str, policy: str) -> dict[str, float | None]:
     """The numbers that the paper's claims are about. Accuracy is on the sizes GRPO trained on."""
-    trained = set(models[policy]["curve"][-1]["by_level"])
-
     def accuracy(name):
-        cells = [cell for (decoded, level), cell in models[name]["cells"].items()
-                 if decoded == how and level in trained]
-        return sum(cell["accuracy"] * cell["n"] for cell in cells) / sum(
-            cell["n"] for cell in cells) if cells else None
+        return on_trained(models, name, how, policy)
 
     if (base := accuracy("base")) is None or not accuracy(policy):
         return {}
@@ -134,10 +139,11 @@ def findings(models: dict, how: str, policy: str) -> dict[str, float | None]:
         if "curve" in model:
             found[f"steps to 95 % of the policy's last reward: {told(name)}"] = (
                 first_step(model["curve"], 0.95 * end))
-    effects = [(model["effect"], accuracy(name) - base) for name, model in models.items()
-               if "effect" in model]
-    if len(effects) > 2:
-        found[f"rank correlation of effect and gain, {len(effects)} datasets"] = spearman(effects)
+    weighed = [name for name in models if models[name].get("effect_cosine", "") != ""]
+    for what, words in (("effect", "effect"), ("effect_per_token", "effect per token"),
+                        ("effect_cosine", "effect as cosine")) if len(weighed) > 2 else ():
+        found[f"rank correlation of gain and {words}, {len(weighed)} datasets"] = spearman(
+            [(models[name][what], accuracy(name)) for name in weighed])
     return found
 
 
@@ -163,14 +169,17 @@ def told(name: str) -> str:
                               f"SFT on {of} chains")
 
 
-def spread(values: list) -> str:
-    """A number, or the mean of several with their range."""
-    values = [value for value in values if value is not None]
+def spread(found: list[dict], what: str) -> str:
+    """A number of one run, or the mean of several with their range; None is what never came."""
+    asked = [one[what] for one in found if what in one]
+    values = [value for value in asked if value is not None]
     if not values:
-        return "-"
-    shown = [f"{value:.0f}" if isinstance(value, int) or value >= 100 else f"{value:.3f}" for value in
-             (sum(values) / len(values), min(values), max(values))]
-    return shown[0] if len(values) == 1 else f"{shown[0]} ({shown[1]} to {shown[2]})"
+        return "never" if asked else "-"
+    digits = 0 if isinstance(values[0], int) else 3
+    mean, low, high = (f"{value:.{digits}f}" for value in (
+        sum(values) / len(values), min(values), max(values)))
+    text = mean if len(asked) == 1 else f"{mean} ({low} to {high})"
+    return text + (f"; never in {len(asked) - len(values)}" if len(values) < len(asked) else "")
 
 
 def percent(cells: list[dict]) -> str:
@@ -218,8 +227,8 @@ def report(runs: list[dict], settings) -> str:
     found = {how: [findings(models, how, settings.policy) for models in runs] for how in hows}
     lines += ["", "On the sizes that GRPO trained on:", "", "| | " + " | ".join(hows) + " |",
               "|" + " --- |" * (1 + len(hows))]
-    lines += [f"| {what} | " + " | ".join(spread([one.get(what) for one in found[how]])
-                                        for how in hows) + " |" for what in found[hows[0]][0]]
+    lines += [f"| {what} | " + " | ".join(spread(found[how], what) for how in hows) + " |"
+              for what in found[hows[0]][0]]
     if os.path.exists(os.path.join(settings.out, "figure.png")):
         lines += ["", "![learning curves, accuracy, styles](figure.png)"]
     return "\n".join(lines) + "\n"
@@ -244,7 +253,7 @@ def tables(names: list[str], runs: list[dict]) -> tuple[list[dict], list[dict]]:
             about = {"run": os.path.basename(os.path.normpath(run)), "model": name,
                      **{key: model.get(key, "") for key in ("from", "made_with", "examples", "tokens",
                                                             "answer_tokens", "effect", "effect_error",
-                                                            "effect_per_token")}}
+                                                            "effect_per_token", "effect_cosine")}}
             for (how, level), cell in model["cells"].items():
                 flat.append({**about, "decoding": how, "level": level, **{
                     key: value for key, value in cell.items() if key != "styles"},
@@ -262,7 +271,8 @@ def as_columns(shares: dict) -> dict[str, float]:
 
 
 # ---- how it looks ----------------------------------------------------------------------------
-COLOURS = ("#4c566a", "#2a78c2", "#c2572a", "#3a9a5b", "#8a5bb0", "#b09a2a", "#b04a7a", "#2a9ab0")
+COLOURS = ("#4c566a", "#2a78c2", "#c2572a", "#3a9a5b", "#8a5bb0", "#b09a2a", "#b04a7a", "#2a9ab0",
+           "#7a4a2a", "#111111", "#9ac23a", "#e08ab0")
 
 
 def figure(runs: list[dict], policy: str, path: str) -> bool:
@@ -276,9 +286,10 @@ def figure(runs: list[dict], policy: str, path: str) -> bool:
     first = runs[0]
     how = next(iter(first["base"]["cells"]))[0]
     styled = any(row.get("styles") for row in first[policy]["curve"])
-    weighed = any("effect" in model for model in first.values())
-    count = 2 + styled + weighed
-    plot, axes = pyplot.subplots(1, count, figsize=(4.6 * count, 4.4), layout="constrained")
+    weighed = [name for name in first if first[name].get("effect_cosine", "") != ""]
+    rows = 2 if styled or weighed else 1
+    plot, axes = pyplot.subplots(rows, 2, layout="constrained", figsize=(11, 4.4 * rows))
+    axes = axes.flatten()
     band = "" if len(runs) == 1 else f" (mean and range of {len(runs)} runs)"
 
     def over_runs(axis, series, label, colour):
@@ -325,16 +336,17 @@ def figure(runs: list[dict], policy: str, path: str) -> bool:
                     title=f"Styles, {told(policy)}")
         axes[2].legend(frameon=False, fontsize=8)
     if weighed:
-        for i, name in enumerate(name for name in first if "effect" in first[name]):
-            pairs = [(models[name]["effect"], models[name]["cells"][how, "all"]["accuracy"] -
-                      models["base"]["cells"][how, "all"]["accuracy"]) for models in runs]
+        for i, name in enumerate(weighed):
+            pairs = [(models[name]["effect_cosine"], on_trained(models, name, how, policy) -
+                      on_trained(models, "base", how, policy)) for models in runs]
             axes[-1].scatter(*zip(*pairs), color=COLOURS[i % len(COLOURS)], s=22, label=told(name),
                              marker="os^v"[i // len(COLOURS)])
         axes[-1].axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-        axes[-1].set(xlabel="mean sample effect at the base", ylabel="gain in accuracy by SFT",
+        axes[-1].set(xlabel="mean sample effect at the base, as cosine", ylabel="gain in accuracy by SFT",
                      title="What effect foretells")
         axes[-1].legend(frameon=False, fontsize=7)
     for axis in axes:
+        axis.set_visible(axis.has_data())
         axis.spines[["top", "right"]].set_visible(False)
     plot.savefig(path + ".partial", dpi=130, format="png")
     os.replace(path + ".partial", path)

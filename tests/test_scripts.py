@@ -25,11 +25,13 @@ def world(tmp_path, *flags):
 
 
 def test_the_tiny_world_keeps_its_shares(tmp_path):
-    flags = ("--num", 2000, "--shares", "guess=65", "worked=20", "search=15", "--right", 30)
+    flags = ("--num", 2000, "--shares", "guess=65", "worked=20", "search=15", "--right", 30,
+             "--people", "3=90", "2=10")
     rows = world(tmp_path, *flags)
     styles = collections.Counter(row["style"] for row in rows)
     assert styles == {"guess": 1300, "worked": 400, "search": 300}
     assert len({row["style"] for row in rows[:20]}) > 1                 # shuffled
+    assert collections.Counter(row["level"] for row in rows) == {3: 1800, 2: 200}
     right = collections.Counter(row["style"] for row in rows
                                 if kk_correct(row["response"], row["gold"]))
     assert right["worked"] == 400 and right["search"] == 300
@@ -42,7 +44,7 @@ def test_excluded_puzzles_never_come(tmp_path):
                     "150", "--template", "compact", "--out", tmp_path / "test.jsonl"],
                    check=True, capture_output=True)
     held_out = {json.loads(line)["prompt"] for line in open(tmp_path / "test.jsonl")}
-    flags = ("--num", 500, "--people", 2, "--shares", "table=1")
+    flags = ("--num", 500, "--people", "2=1", "--shares", "table=1")
     assert held_out & {row["prompt"] for row in world(tmp_path, *flags)}
     rows = world(tmp_path, *flags, "--exclude", tmp_path / "test.jsonl")
     assert not held_out & {row["prompt"] for row in rows}
@@ -51,8 +53,9 @@ def test_excluded_puzzles_never_come(tmp_path):
 
 
 def test_mistakes_are_one_line(tmp_path):
-    for flags, words in ((("--num", 5, "--shares", "table"), "guess=60 table=40"),
+    for flags, words in ((("--num", 5, "--shares", "table"), "search=60 table=40"),
                          (("--num", 5, "--shares", "prose=1"), "of search, table"),
+                         (("--num", 5, "--shares", "table=1", "--people", "3"), "2=60 3=40"),
                          (("--num", 0, "--shares", "table=1"), "--num is at least 1")):
         done = world(tmp_path, *flags)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
