@@ -62,6 +62,7 @@ class Settings:
     by: str = "effect"              # effect, per_token or (with --exact) cosine: what is highest
     top: int = 0                    # so many of them,
     quantile: float = 0.0           # or this share of all,
+    lowest: bool = False            # the lowest instead, to compare with
     per_problem: int = 0            # and at most so many with the same id; 0: as many as there are
     template: str = "chat"          # prompts of official files: chat, base or plain
     seed: int = 0
@@ -280,9 +281,9 @@ def table(rows: list[dict]) -> str:
 
 
 def best(rows: list[dict], s) -> list[dict]:
-    """The rows that --top or --quantile asks for, highest first."""
+    """The rows that --top or --quantile asks for, highest first (or lowest)."""
     kept, count = [], {}
-    for row in sorted(rows, key=lambda row: -row[s.by]):
+    for row in sorted(rows, key=lambda row: row[s.by], reverse=not s.lowest):
         count[row["id"]] = count.get(row["id"], 0) + 1
         if not s.per_problem or count[row["id"]] <= s.per_problem:
             kept.append(row)

@@ -278,6 +278,7 @@ def test_the_best_are_chosen():
     assert chosen(top=2) == [5.0, 4.0] and chosen(top=2, per_problem=1) == [5.0, 3.0]
     assert chosen(quantile=0.5) == [5.0, 4.0] and chosen(per_problem=1) == [5.0, 3.0, -1.0]
     assert chosen(top=1, by="per_token") == [-1.0]
+    assert chosen(top=2, lowest=True) == [-1.0, 3.0]
 
 
 def test_the_histogram_is_on_one_axis():

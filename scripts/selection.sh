@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Does it help to choose by sample effect? From a finished run of the lab: of all correct answers in
+# the first and in the last steps of GRPO, the quarter with the highest effect, a random one and the
+# lowest; the base is fine-tuned on each, equally many, and tested on puzzles of 3 people.
+#
+#     bash scripts/selection.sh runs/tiny-0      # runs/tiny-0/selection/report.txt
+#
+# The same command goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+run=${1:?names a run of redistill_tiny.sh} base=${BASE:-assets/tiny_base} out=$1/selection
+seed=$(sed -n 's/^SEED: //p' "$run/settings.txt")
+steps=($(ls "$run"/rl_base/rollouts/step-*.jsonl))
+POOL=400
+mkdir -p "$out"
+
+made() { [ -e "$1" ] || { echo; echo "$1"; "${@:2}"; }; }
+
+for when in first last; do
+    files=("${steps[@]:0:11}")
+    [ $when = first ] || files=("${steps[@]: -11}")
+    made "$out/$when.jsonl" python scripts/keep_correct.py --data "${files[@]}" --per-problem 4 \
+        --num $POOL --seed "$seed" --out "$out/$when.jsonl"
+    made "$out/${when}_random.jsonl" python scripts/keep_correct.py --data "$out/$when.jsonl" \
+        --per-problem 0 --num $((POOL / 4)) --seed "$seed" --out "$out/${when}_random.jsonl"
+    for by in effect per_token cosine; do
+        for end in highest lowest; do
+            made "$out/${when}_${by}_$end.jsonl" python effect.py --model "$base" --seed "$seed" \
+                --test "$run/data/test.jsonl" --data "$out/$when.jsonl" --limit 100 \
+                --max-new-tokens 300 --max-length 512 --no-halves --norms 0 --quantile 0.25 \
+                --by $by $([ $by != cosine ] || echo --exact) $([ $end = highest ] || echo --lowest) \
+                --select "$out/${when}_${by}_$end.jsonl"
+        done
+    done
+    for data in "$out/${when}"_*_*.jsonl "$out/${when}_random.jsonl"; do
+        name=$(basename "$data" .jsonl)
+        made "$out/sft_$name/model" python sft.py --model "$base" --data "$data" --seed "$seed" \
+            --out "$out/sft_$name" --lr 5e-4 --batch 16 --epochs 4 --max-length 512
+        made "$out/eval_$name.jsonl" python sample.py --model "$out/sft_$name/model" --limit 300 \
+            --data "$run/data/test.jsonl" --out "$out/eval_$name.jsonl" --n 2 --temperature 1 --max-new-tokens 300
+    done
+done
+for when in first last; do
+    for file in "$out"/eval_${when}_*.jsonl; do
+        printf '%-32s' "$(basename "$file" .jsonl | cut -c6-)"
+        python verify.py "$file" | sed -n 2p
+    done
+done | tee "$out/report.txt"
