@@ -23,8 +23,8 @@ that is said here is our reading. An answer that built G has itself as a part of
 that is too large: problems of --test are refused as data.
 """
 import contextlib
-import json
 import os
+import sys
 from dataclasses import dataclass
 
 import numpy
@@ -37,7 +37,8 @@ from tqdm import tqdm
 import cli
 import model as transformer
 from sample import generate, load_tokenizer, release, response_text, stop_ids
-from sft import Sequence, as_sequences, end_token, micro_batches, read_texts, response_logprobs
+from sft import (Sequence, as_sequences, end_token, micro_batches, read_texts, response_logprobs,
+                 write_json)
 from verify import reward
 
 
@@ -56,7 +57,7 @@ class Settings:
     halves: bool = True             # against two halves of G apart: twice the work, shows its noise
     norms: int = 32                 # examples of each file whose gradients are made, for the cosine
     exact: bool = False             # make them all: a cosine for each example, and slow
-    adam: int = 0                   # effects on Adam's step, its second moments from so many batches
+    adam: int = 0                   # effect of Adam's step, its second moments from so many batches
     rl: str = ""                    # problems to sample too: the effect of a step of GRPO
     select: str = ""                # write the examples with the highest effect here
     by: str = "effect"              # effect, per_token or (with --exact) cosine: what is highest
@@ -232,8 +233,10 @@ def adam_scale(model, sequences, s) -> dict[str, Tensor]:
     moment = None
     for _ in range(s.adam):
         chosen = rng.choice(len(sequences), min(32, len(sequences)), replace=False)
-        g = weighted_gradient(model, [sequences[i] for i in chosen], [1 / len(chosen)] * len(chosen), s)
-        moment = {name: g[name].square() / s.adam + (moment[name] if moment else 0) for name in g}
+        g = weighted_gradient(model, [sequences[i] for i in chosen],
+                              [1 / len(chosen)] * len(chosen), s)
+        moment = {name: g[name].square() / s.adam + (moment[name] if moment else 0)
+                  for name in g}
     return {name: torch.where(m > 0, 1 / (m.sqrt() + 1e-8), 0.0) for name, m in moment.items()}
 
 
@@ -244,7 +247,8 @@ def standard_error(values: numpy.ndarray, ids: list, seed: int, draws: int = 100
     which = numpy.array([number[one] for one in ids])
     sums, counts = numpy.bincount(which, values), numpy.bincount(which)
     picks = numpy.random.default_rng(seed).integers(0, len(number), (draws, len(number)))
-    return float((sums[picks].sum(1) / counts[picks].sum(1)).std(ddof=1)) if len(number) > 1 else 0.0
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    return float(means.std(ddof=1)) if len(number) > 1 else 0.0
 
 
 def histogram(columns: list[tuple[str, numpy.ndarray]], bins: int = 24) -> str:
@@ -316,8 +320,8 @@ def read_data(s, tokenizer, end: int, context: int, tested: set) -> list[tuple[s
         texts = read_texts([path])
         for place, row in texts:
             if str(row.get("id")) in tested:
-                raise ValueError(f"{place}: {row['id']} is a problem of {s.test}: an answer to it may"
-                                 " be part of G, and its effect would be too large")
+                raise ValueError(f"{place}: {row['id']} is a problem of {s.test}: an answer to it"
+                                 " may be part of G, and its effect would be too large")
         sequences = as_sequences(texts, tokenizer, end, min(s.max_length, context))
         files.append((os.path.splitext(os.path.basename(path))[0],
                       [texts[one.index][1] for one in sequences], sequences))
@@ -383,8 +387,8 @@ def run(s) -> None:
     fresh = cli.read_problems(s.rl, s.template) if s.rl else []
     tested = {str(problem["id"]) for problem in problems}
     if shared := tested & {str(problem["id"]) for problem in fresh}:
-        raise ValueError(f"{s.rl}: {sorted(shared)[0]} is a problem of {s.test}: an answer to it may"
-                         " be part of G")
+        raise ValueError(f"{s.rl}: {sorted(shared)[0]} is a problem of {s.test}: an answer to it"
+                         " may be part of G, and its effect would be too large")
     end = end_token(tokenizer, transformer.read_files(s.model))
     files = read_data(s, tokenizer, end, config.max_position_embeddings, tested)
     for path in filter(None, (s.select, s.out and os.path.join(s.out, "summary.json"))):
@@ -398,8 +402,8 @@ def run(s) -> None:
     if s.out:
         for name, _, found in values:
             cli.write_jsonl(os.path.join(s.out, name + ".effects.jsonl"), found)
-        with open(os.path.join(s.out, "summary.json"), "w") as file:
-            json.dump({"settings": vars(s), "gradient": about, "data": rows}, file, indent=2)
+        write_json(os.path.join(s.out, "summary.json"),
+                   {"settings": vars(s), "command": sys.argv, "gradient": about, "data": rows})
     if s.select:
         pool = [{**line, **one} for _, lines, found in values for line, one in zip(lines, found)]
         chosen = best(pool, s)

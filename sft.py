@@ -344,7 +344,7 @@ class Run:
             except BlockingIOError:
                 raise ValueError(f"another process is running in {self.out}") from None
             if not (self.checkpoint or os.path.exists(self.metrics)):
-                _write_json(settings_file, now)
+                write_json(settings_file, now)
             self._forget_after(self.state["step"] if self.checkpoint else -1)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask_to_stop)
@@ -426,7 +426,7 @@ class Run:
             tensors = os.path.join(partial, "optimizer.safetensors")
             transformer.save_tensors(optimizer.tensors(), tensors)
             _sync(tensors)
-            _write_json(os.path.join(partial, "state.json"), self.state)
+            write_json(os.path.join(partial, "state.json"), self.state)
             os.rename(partial, path)
             _sync(self.out)
         finally:
@@ -468,7 +468,7 @@ def _sync(path: str) -> None:
     os.close(descriptor)
 
 
-def _write_json(path: str, value) -> None:
+def write_json(path: str, value) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path + ".partial", "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2)

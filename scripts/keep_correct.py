@@ -43,12 +43,12 @@ def main():
                 row.pop("logprobs", None)
                 kept.append(row)
     random.Random(f"keep, seed {settings.seed}").shuffle(kept)
-    right, chosen, seen, count = len(kept), [], set(), {}
+    right, chosen, texts = len(kept), [], {}
     for row in kept:
-        if (row["id"], row["response"]) in seen or 0 < settings.per_problem <= count.get(row["id"], 0):
+        known = texts.setdefault(row["id"], set())
+        if row["response"] in known or 0 < settings.per_problem <= len(known):
             continue
-        seen.add((row["id"], row["response"]))
-        count[row["id"]] = count.get(row["id"], 0) + 1
+        known.add(row["response"])
         chosen.append(row)
     chosen = chosen[:settings.num or None]
     if not chosen:

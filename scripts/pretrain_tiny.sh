@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# How assets/tiny_base was made: 0.9M parameters, 17 million tokens, about half an hour on a CPU core.
+# How assets/tiny_base was made: 0.9M parameters, 17 million tokens, half an hour on a CPU core.
 # First 84,000 documents that reason (most work every claim out), then 48,000 as careless as the
 # world is: three in four are nothing but a random answer. So the base usually guesses, and when it
 # happens to work a puzzle out it is usually right.

@@ -1,7 +1,7 @@
 """Official or our own problem files as the files of an experiment: split, and with prompts.
 
-    python scripts/problems.py --source MATH/train.jsonl --parts sft=900 val=100 rl=0 --out data/math
-    python scripts/problems.py --source data/kk/rl.jsonl --template base --parts rl_base=0 --out data/kk
+    python scripts/problems.py --source MATH/train.jsonl --parts sft=900 val=100 rl=0 --out data
+    python scripts/problems.py --source data/rl.jsonl --template base --parts rl_base=0 --out data
 
 Each part is a file in --out, of so many problems; 0 takes all that are left. MATH and GSM8K lines
 come with their own solution as `response`, so a part is also a file of SFT examples. GSM8K's final

@@ -32,8 +32,8 @@ stage() {       # stage SECONDS MADE WHAT COMMAND...   (SECONDS: roughly, to kno
         if [ $spent -gt 0 ]; then
             time_left=", about $(((left * now / spent + 59) / 60)) min left"
         fi
-        printf '\n[%d/%d] %s (%d:%02d gone%s)\n' $number $stages "$what" $((now / 60)) $((now % 60)) \
-            "$time_left"
+        printf '\n[%d/%d] %s (%d:%02d gone%s)\n' $number $stages "$what" \
+            $((now / 60)) $((now % 60)) "$time_left"
         [ -e "$(dirname "$made")/metrics.jsonl" ] && set -- "$@" --resume
         "$@"
         left=$((left - cost)) spent=$((spent + cost))
@@ -43,7 +43,8 @@ stage() {       # stage SECONDS MADE WHAT COMMAND...   (SECONDS: roughly, to kno
 evaluate() {    # evaluate NAME MODEL PROBLEMS [once]: as it samples and greedy, or only the former
     [ ${#sampled[@]} = 0 ] || stage 6 "$OUT/eval/$1.sampled.jsonl" "evaluate $1 as it samples" \
         python sample.py --model "$2" --data "$3" --out "$OUT/eval/$1.sampled.jsonl" "${sampled[@]}"
-    [ ${#sampled[@]} != 0 -a "${4:-}" ] || stage 4 "$OUT/eval/$1.greedy.jsonl" "evaluate $1, greedy" \
+    [ ${#sampled[@]} != 0 -a "${4:-}" ] || \
+        stage 4 "$OUT/eval/$1.greedy.jsonl" "evaluate $1, greedy" \
         python sample.py --model "$2" --data "$3" --out "$OUT/eval/$1.greedy.jsonl" "${greedy[@]}"
 }
 
@@ -63,8 +64,8 @@ reinforce() {   # reinforce NAME MODEL PROBLEMS TEST FLAGS...
 
 replay() {      # replay NAME PERCENT FLAGS...: answers of the REPLAY steps up to this part of GRPO
     local last=$((REPLAY + (STEPS - REPLAY) * $2 / 100))
-    stage 2 "$OUT/data/$1.jsonl" "answers of GRPO up to step $last: $1" python scripts/keep_correct.py \
-        --data $(seq -f "$OUT/rl_$POLICY/rollouts/step-%06g.jsonl" $((last - REPLAY + 1)) $last) \
+    stage 2 "$OUT/data/$1.jsonl" "answers of GRPO up to step $last: $1" \
+        python scripts/keep_correct.py --data $(seq -f "$OUT/rl_$POLICY/rollouts/step-%06g.jsonl" $((last - REPLAY + 1)) $last) \
         --num "$KEEP" --seed "$SEED" --out "$OUT/data/$1.jsonl" "${@:3}"
 }
 
@@ -132,7 +133,8 @@ if [ "$mode" = dry-run ]; then
 fi
 mode=run
 mkdir -p "$OUT"
-made_with=$(for name in BASE SEED DATA SETS POLICY REPLAY KEEP STEPS ASIDE TRACE sft grpo regrpo greedy sampled effect; do
+made_with=$(for name in BASE SEED DATA SETS ASIDE TRACE POLICY STEPS REPLAY KEEP \
+                        sft grpo regrpo greedy sampled effect; do
     declare -n value=$name
     echo "$name: ${value[*]}"
 done)

@@ -131,7 +131,8 @@ def findings(models: dict, how: str, policy: str) -> dict[str, float | None]:
     for name in filter(models.__contains__, ("sft_a", "sft_b", "sft_foreign")):
         found[f"accuracy / the policy's: {told(name)}"] = accuracy(name) / accuracy(policy)
     for name in filter(models.__contains__, ("sft_a", "sft_b")):
-        found[f"examples / samples of GRPO: {told(name)}"] = models[name]["examples"] / rl["examples"]
+        found[f"examples / samples of GRPO: {told(name)}"] = (
+            models[name]["examples"] / rl["examples"])
         found[f"their tokens / tokens of GRPO: {told(name)}"] = (
             models[name]["answer_tokens"] / rl["tokens"])
     end = sum(row["reward"] for row in rl["curve"][-SMOOTH:]) / len(rl["curve"][-SMOOTH:])
@@ -251,17 +252,18 @@ def tables(names: list[str], runs: list[dict]) -> tuple[list[dict], list[dict]]:
     for run, models in zip(names, runs):
         for name, model in models.items():
             about = {"run": os.path.basename(os.path.normpath(run)), "model": name,
-                     **{key: model.get(key, "") for key in ("from", "made_with", "examples", "tokens",
-                                                            "answer_tokens", "effect", "effect_error",
-                                                            "effect_per_token", "effect_cosine")}}
+                     **{key: model.get(key, "") for key in (
+                         "from", "made_with", "examples", "tokens", "answer_tokens", "effect",
+                         "effect_error", "effect_per_token", "effect_cosine")}}
             for (how, level), cell in model["cells"].items():
                 flat.append({**about, "decoding": how, "level": level, **{
                     key: value for key, value in cell.items() if key != "styles"},
                     **as_columns(cell["styles"])})
             for row in model.get("curve", ()):
-                curves.append({"run": about["run"], "start": model["from"], **{key: row[key] for key in (
-                    "step", "samples", "tokens", "reward", "length", "cut_off", "entropy",
-                    "equal_groups", "kl") if key in row}, **as_columns(row.get("styles", {}))})
+                curves.append({"run": about["run"], "start": model["from"], **{
+                    key: row[key] for key in ("step", "samples", "tokens", "reward", "length", "kl",
+                                              "cut_off", "entropy", "equal_groups") if key in row},
+                    **as_columns(row.get("styles", {}))})
     return flat, curves
 
 
@@ -296,14 +298,15 @@ def figure(runs: list[dict], policy: str, path: str) -> bool:
         shortest = min(map(len, series))
         columns = list(zip(*(one[:shortest] for one in series)))
         steps = range(1, shortest + 1)
-        axis.plot(steps, [sum(column) / len(column) for column in columns], label=label, color=colour)
+        middle = [sum(column) / len(column) for column in columns]
+        axis.plot(steps, middle, label=label, color=colour)
         if len(runs) > 1:
             axis.fill_between(steps, list(map(min, columns)), list(map(max, columns)), alpha=0.2,
                               color=colour, linewidth=0)
 
     def smooth(values):
-        return [sum(values[max(0, i - SMOOTH + 1):i + 1]) / len(values[max(0, i - SMOOTH + 1):i + 1])
-                for i in range(len(values))]
+        windows = (values[max(0, i - SMOOTH + 1):i + 1] for i in range(len(values)))
+        return [sum(window) / len(window) for window in windows]
 
     grpo = [name for name in first if first[name]["made_with"] == "GRPO"]
     for name, colour in zip(grpo, COLOURS[1:]):
@@ -342,8 +345,8 @@ def figure(runs: list[dict], policy: str, path: str) -> bool:
             axes[-1].scatter(*zip(*pairs), color=COLOURS[i % len(COLOURS)], s=22, label=told(name),
                              marker="os^v"[i // len(COLOURS)])
         axes[-1].axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-        axes[-1].set(xlabel="mean sample effect at the base, as cosine", ylabel="gain in accuracy by SFT",
-                     title="What effect foretells")
+        axes[-1].set(xlabel="mean sample effect at the base, as cosine",
+                     ylabel="gain in accuracy by SFT", title="What effect foretells")
         axes[-1].legend(frameon=False, fontsize=7)
     for axis in axes:
         axis.set_visible(axis.has_data())

@@ -28,8 +28,8 @@ for when in first last; do
             made "$out/${when}_${by}_$end.jsonl" python effect.py --model "$base" --seed "$seed" \
                 --test "$run/data/test.jsonl" --data "$out/$when.jsonl" --limit 100 \
                 --max-new-tokens 300 --max-length 512 --no-halves --norms 0 --quantile 0.25 \
-                --by $by $([ $by != cosine ] || echo --exact) $([ $end = highest ] || echo --lowest) \
-                --select "$out/${when}_${by}_$end.jsonl"
+                --by $by $([ $by != cosine ] || echo --exact) \
+                $([ $end = highest ] || echo --lowest) --select "$out/${when}_${by}_$end.jsonl"
         done
     done
     for data in "$out/${when}"_*_*.jsonl "$out/${when}_random.jsonl"; do
@@ -37,7 +37,8 @@ for when in first last; do
         made "$out/sft_$name/model" python sft.py --model "$base" --data "$data" --seed "$seed" \
             --out "$out/sft_$name" --lr 5e-4 --batch 16 --epochs 4 --max-length 512
         made "$out/eval_$name.jsonl" python sample.py --model "$out/sft_$name/model" --limit 300 \
-            --data "$run/data/test.jsonl" --out "$out/eval_$name.jsonl" --n 2 --temperature 1 --max-new-tokens 300
+            --data "$run/data/test.jsonl" --out "$out/eval_$name.jsonl" --n 2 \
+            --temperature 1 --max-new-tokens 300
     done
 done
 for when in first last; do

@@ -31,7 +31,7 @@ class Settings:
 
 
 def exactly(flag: str, shares: list[str], known, total: int) -> list[str]:
-    """From shares such as ["guess=60", "table=40"], `total` names in just these shares, in order."""
+    """From shares such as ["guess=60", "table=40"] so many names in just these shares."""
     try:
         share_of = {name: float(share) for name, share in (s.split("=") for s in shares)}
     except ValueError:
