@@ -33,7 +33,9 @@ class _Parser(argparse.ArgumentParser):
 def _comments(settings_class) -> dict[str, str]:
     """Field name -> the comment behind it (lines holding only a comment continue it)."""
     comments, last = {}, None
-    for line in inspect.getsource(settings_class).splitlines():
+    sources = [inspect.getsource(kind) for kind in reversed(settings_class.__mro__)
+               if dataclasses.is_dataclass(kind)]
+    for line in "\n".join(sources).splitlines():
         if field := re.match(r"    (\w+): [^#]*(?:#\s*(.*))?$", line):
             last, comments[field[1]] = field[1], field[2] or ""
         elif last and (more := re.match(r"\s+#\s*(.*)", line)):

@@ -113,10 +113,12 @@ def grpo_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: 
               reference: Tensor | None = None, kl: float = 0.0, entropy: Tensor | None = None,
               entropy_bonus: float = 0.0) -> Tensor:
     """The loss of answers with token log-probs new and old [B, T], advantages [B], mask [B, T].
+    Advantages may be those of tokens, [B, T], as ppo.py has them.
 
     total: the count that `norm` divides by, over the whole batch where this is a part of it.
     """
-    A, clip_high = advantages[:, None], clip if clip_high is None else clip_high
+    A = advantages if advantages.dim() == 2 else advantages[:, None]
+    clip_high = clip if clip_high is None else clip_high
     ratio = (new - old).masked_fill(~mask, 0.0).exp()                           # [B, T]
     gain = torch.min(ratio * A, ratio.clamp(1 - clip, 1 + clip_high) * A)
     if kl:
@@ -171,7 +173,7 @@ def sequence_of(row: dict) -> Sequence:
 class Answer:
     """One answer as the update sees it."""
     sequence: Sequence
-    advantage: float
+    advantage: float | Tensor       # of the answer, or of each token (ppo.py)
     logprobs: Tensor                # of its tokens when sampled, by the sampler
 
 
@@ -216,8 +218,8 @@ def update(model, optimizer, ranks, groups: list[list[Answer]], lr: float, setti
         answers = [answer for group in groups[first:first + share] for answer in group]
         total = len(answers) * s.max_new_tokens if s.norm == "constant" else \
             count_for(s.norm, [a.sequence for a in answers])
-        if not (s.kl or s.entropy_bonus):
-            answers = [a for a in answers if a.advantage]       # the others have no gradient
+        if not (s.kl or s.entropy_bonus):                       # the others have no gradient
+            answers = [a for a in answers if torch.as_tensor(a.advantage).any()]
         # One update: old and new are the same weights' log-probs, computed once.
         old = logprobs_of(model, ranks, answers, s) if s.updates * s.minibatches > 1 else None
         ref = logprobs_of(reference, ranks, answers, s) if s.kl else None
@@ -229,12 +231,13 @@ def update(model, optimizer, ranks, groups: list[list[Answer]], lr: float, setti
         def loss_of(indices, new, mask, entropy):
             before = new.detach() if old is None else padded([old[i] for i in indices], new)
             start = None if ref is None else padded([ref[i] for i in indices], new)
-            A = torch.tensor([answers[i].advantage for i in indices], device=new.device)
+            A = padded([torch.as_tensor(answers[i].advantage).expand(len(answers[i].logprobs))
+                        for i in indices], new)                                 # [B, T]
             with torch.no_grad():
                 sampled = padded([answers[i].logprobs for i in indices], new)
                 ratio = (new - before).exp()
                 high = s.clip if s.clip_high is None else s.clip_high
-                clipped = torch.where(A[:, None] > 0, ratio > 1 + high, ratio < 1 - s.clip)
+                clipped = torch.where(A > 0, ratio > 1 + high, ratio < 1 - s.clip)
                 sums.add_(torch.stack([x.double().sum() for x in (
                     mask, clipped & mask, (before - sampled).abs(),
                     k3(new, start, mask) if s.kl else mask.new_zeros(()))]))
@@ -269,7 +272,7 @@ def kl_to_start(reference, ranks, rows: list[dict], settings) -> float:
 
 
 # ---- the command -----------------------------------------------------------------------------
-def check_grpo(s) -> None:
+def check_grpo(s, smallest_group: int = 2) -> None:
     """ValueError for settings that cannot be, before anything is loaded."""
     check_settings(s, {**CHOICES, "norm": ("token", "sequence", "constant"),
                        "cut_off": ("zero", "mask", "penalty"),
@@ -277,7 +280,7 @@ def check_grpo(s) -> None:
                    {**AT_LEAST, "steps": 1, "prompts": 1, "updates": 1, "minibatches": 1,
                     "max_prompt_tokens": 1, "max_new_tokens": 1, "kl": 0, "kl_every": 0,
                     "cut_off_penalty": 0, "rollouts": -1, "texts": 0})
-    if s.group < 2:
+    if s.group < smallest_group:
         raise ValueError(f"group = {s.group}: answers to a prompt are compared; at least 2")
     if not 0 < s.temperature < float("inf"):
         raise ValueError(f"temperature = {s.temperature}: must draw different answers")
@@ -306,7 +309,7 @@ def read_training(settings, tokenizer) -> list[dict]:
     return fitting
 
 
-def plan(settings, config, dtype, ranks, prompt_tokens: int, run, room: float):
+def plan(settings, config, dtype, ranks, prompt_tokens: int, run, room: float, critic=False):
     """Decide what `room` bytes are for: (slots to sample with, whether the sampler's cache may stay
     while training, whether to recompute activations)."""
     longest, each = prompt_tokens + settings.max_new_tokens, settings.prompts * settings.group
@@ -316,7 +319,8 @@ def plan(settings, config, dtype, ranks, prompt_tokens: int, run, room: float):
     if ranks.device.type == "cpu":
         wanted = min(wanted, CPU_SLOTS)
     beside = {"sampler's weights": 0 if dtype == torch.float32 else P * dtype.itemsize,
-              "reference": P * dtype.itemsize if settings.kl else 0}
+              "reference": P * dtype.itemsize if settings.kl else 0,
+              "critic": 16 * P if critic else 0}
     train, recompute = choose_plan(config, settings, dtype, longest, each, room,
                                    sum(beside.values()) + min(wanted, ENOUGH) * slot)
     sample = {"weights": train["weights"], "AdamW": train["AdamW"], **beside,
@@ -374,8 +378,10 @@ def write_answers(settings, step: int, groups: list[list[dict]]) -> None:
                            f"{row['prompt']}\n---- answer\n{row['response']}\n\n")
 
 
-def train(settings, ranks, dtype) -> None:
-    check_grpo(settings)
+def train(settings, ranks, dtype, critic_of=None) -> None:
+    """The loop. critic_of: makes the critic of ppo.py, whose `credit` then takes the place of
+    `to_train_on`, and which learns after the policy."""
+    check_grpo(settings, 1 if critic_of else 2)
     config, tokenizer = transformer.Config.load(settings.model), load_tokenizer(settings.model)
     if settings.max_prompt_tokens + settings.max_new_tokens > config.max_position_embeddings:
         raise ValueError(f"max_prompt_tokens + max_new_tokens = {settings.max_prompt_tokens} +"
@@ -387,9 +393,10 @@ def train(settings, ranks, dtype) -> None:
         ("steps",) if settings.schedule == "constant" else ()))
     longest = max(len(problem["prompt_tokens"]) for problem in problems)
     slots, cache_stays, recompute = plan(settings, config, dtype, ranks, longest, run,
-                                        free_memory(ranks.device))
+                                        free_memory(ranks.device), bool(critic_of))
     model, optimizer = begin(settings, ranks, run, config, None, dtype, recompute)
     reference = start_model(settings, ranks, dtype) if settings.kl else None
+    critic = critic_of(model, ranks, settings, run) if critic_of else None
     order = Order(len(problems), settings.seed)
     if run.state["step"] == 0:
         run.state |= {"position": 0, "samples": 0, "tokens": 0}
@@ -423,8 +430,10 @@ def train(settings, ranks, dtype) -> None:
 
             lr = learning_rate(step - 1, settings.steps, settings.lr, settings.schedule,
                                settings.warmup)
-            answers = to_train_on(chosen[:settings.prompts], settings)
+            answers = (critic.credit if critic else to_train_on)(chosen[:settings.prompts], settings)
             trained = update(model, optimizer, ranks, answers, lr, settings, reference)
+            if critic:
+                trained |= critic.learn(answers, settings)
             clock.append(time.perf_counter())
 
             rows = [row for group in sampled for row in group]

@@ -108,13 +108,11 @@ def micro_batches(lengths: list[int], budget: int, pack: bool) -> list[list[int]
     return groups
 
 
-def response_logprobs(model, sequences: list[Sequence], pack: bool, temperature: float = 1.0,
-                      entropy: bool = False):
-    """log p of each token to train on, [B, R], 0 beyond the end; the mask of real ones; entropy.
-
-    The same numbers packed and padded: a token's place is known from lengths, never from its value.
+def laid_out(sequences: list[Sequence], pack: bool, device):
+    """tokens, [1, T] if packed else [B, T]; where [., T-1] predicts a token to train on; the mask
+    [B, R] of these by sequence; the lengths, if packed. A token's place is known from lengths,
+    never from its value.
     """
-    device = model.head_weight.device
     lengths = [len(s.tokens) for s in sequences]
     count = torch.tensor([len(s.tokens) - s.start for s in sequences])
     mask = torch.arange(int(count.max())) < count[:, None]                      # [B, R]
@@ -129,9 +127,16 @@ def response_logprobs(model, sequences: list[Sequence], pack: bool, temperature:
     where = torch.zeros_like(tokens[:, 1:], dtype=torch.bool)                   # [1 or B, T-1]
     for (row, end), n in zip(ends, count.tolist()):
         where[row, end - n - 1:end - 1] = True              # token t is predicted at t-1
-    where, mask = where.to(device), mask.to(device)
-    found = transformer.logprobs(model, tokens.to(device), temperature, where=where,
-                                 lengths=lengths if pack else None, entropy=entropy)
+    return tokens.to(device), where.to(device), mask.to(device), lengths if pack else None
+
+
+def response_logprobs(model, sequences: list[Sequence], pack: bool, temperature: float = 1.0,
+                      entropy: bool = False):
+    """log p of each token to train on, [B, R], 0 beyond the end; the mask of real ones; entropy.
+    The same numbers packed and padded."""
+    tokens, where, mask, lengths = laid_out(sequences, pack, model.head_weight.device)
+    found = transformer.logprobs(model, tokens, temperature, where=where, lengths=lengths,
+                                 entropy=entropy)
     # Both masks run through the sequences in order, and through each in time.
     logp, ent = (None if x is None else
                  x.new_zeros(mask.shape).masked_scatter(mask, x[where])
@@ -165,20 +170,21 @@ def count_for(norm: str, sequences: list[Sequence]) -> int:
 
 
 def accumulate(model, ranks, sequences: list[Sequence], settings, loss_of, temperature=1.0,
-               entropy=False) -> float:
+               entropy=False, forward=None) -> float:
     """Add up the gradient of a loss over micro-batches and processes; return the loss.
 
-    loss_of(indices, logp [B, R], mask [B, R], entropy) is the share of these sequences in the loss.
+    loss_of(indices, logp [B, R], mask [B, R], entropy) is the share of these sequences in the loss;
+    forward(model, sequences, pack, temperature, entropy) may compute another thing than logp.
     Every process is given all sequences and takes its part. Under no_grad: the loss alone.
     """
     by_length = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].tokens))
     mine = by_length[ranks.rank::ranks.size]
-    total = torch.zeros((), dtype=torch.float64, device=model.head_weight.device)
+    total = torch.zeros((), dtype=torch.float64, device=ranks.device)
     for group in micro_batches([len(sequences[i].tokens) for i in mine], settings.micro_tokens,
                                settings.pack):
         indices = [mine[i] for i in group]
-        loss = loss_of(indices, *response_logprobs(model, [sequences[i] for i in indices],
-                                                   settings.pack, temperature, entropy))
+        loss = loss_of(indices, *(forward or response_logprobs)(
+            model, [sequences[i] for i in indices], settings.pack, temperature, entropy))
         if loss.requires_grad:
             loss.backward()
         total += loss.detach()
@@ -320,6 +326,7 @@ class Run:
         self.out, self.keep, self.save_every = settings.out, settings.keep, settings.save_every
         self.ranks, self.first, self.asked_to_stop = ranks, ranks.rank == 0, None
         self.state = {"step": 0, "best": None}              # of a checkpoint, besides its tensors
+        self.also = {}              # further tensors of a checkpoint: by file, what returns them
         self.metrics = os.path.join(self.out, "metrics.jsonl")
         self.checkpoint = max(self._checkpoints(), key=_number, default=None)
         settings_file = os.path.join(self.out, "settings.json")
@@ -426,6 +433,8 @@ class Run:
             tensors = os.path.join(partial, "optimizer.safetensors")
             transformer.save_tensors(optimizer.tensors(), tensors)
             _sync(tensors)
+            for name, more in self.also.items():
+                transformer.save_tensors(more(), os.path.join(partial, name))
             write_json(os.path.join(partial, "state.json"), self.state)
             os.rename(partial, path)
             _sync(self.out)

@@ -212,7 +212,7 @@ def test_the_first_update_has_ratio_one_and_later_ones_clip():
 
     def watched(new, old, A, mask, *rest):
         ratios.append((new - old).exp()[mask].detach())
-        up = A[:, None].expand_as(mask)[mask] > 0
+        up = A[mask] > 0
         clipped.append(torch.where(up, ratios[-1] > 1.2, ratios[-1] < 0.8))
         return real(new, old, A, mask, *rest)
     grpo.grpo_loss, kept = watched, copy.deepcopy(model.state_dict())
