@@ -5,7 +5,7 @@
 
 Each part is a file in --out, of so many problems; 0 takes all that are left. MATH and GSM8K lines
 come with their own solution as `response`, so a part is also a file of SFT examples. GSM8K's final
-answer is put in the box that the rules look for. K&K lines get their prompt anew.
+answer is put in the box that the rules look for.
 """
 import os
 import random
@@ -22,7 +22,8 @@ class Settings:
     source: list[str]           # MATH, GSM8K or K&K files, or ours
     parts: list[str]            # such as sft=900 val=100 rl=0
     out: str                    # directory
-    template: str = "chat"      # of the prompts: chat, base or plain
+    template: str = ""          # make the prompts anew: chat, base or plain; without it our
+    #                             own keep theirs, and official files get chat
     shuffle: bool = True        # else in the order of the source
     seed: int = 0
 
@@ -39,19 +40,26 @@ def with_response(problem: dict) -> dict:
 
 
 def read(path: str, template: str) -> list[dict]:
-    rows = cli.read_jsonl(path)
-    if all("quiz" in row and "prompt" in row for row in rows):      # ours: prompts are made again
-        problems = [cli.as_problem({key: value for key, value in row.items() if key not in (
-            "prompt", "response")}, template, row.get("id", "")) for row in rows]
-        if None in problems:
-            cli.stop(f"{path}: not K&K lines: need quiz, names and solution")
-        return problems
-    return [with_response(problem) for problem in cli.read_problems(path, template)]
+    """The problems of a file; with a template, whatever prompts they had are made anew."""
+    if not template:
+        return [with_response(problem) for problem in cli.read_problems(path)]
+    problems = []
+    for number, row in cli.numbered_jsonl(path):
+        bare = {key: value for key, value in row.items() if key not in ("prompt", "response")}
+        try:
+            problem = cli.as_problem(bare, template, f"{os.path.basename(path)}:{number}")
+        except (TypeError, AttributeError):
+            problem = None
+        if problem is None:
+            cli.stop(f"{path}:{number}: no prompt can be made of it: needs the fields of an official"
+                     " K&K, MATH or GSM8K file")
+        problems.append(with_response({**problem, "id": row.get("id", problem["id"])}))
+    return problems
 
 
 def main():
     settings = cli.parse(Settings, __doc__)
-    if settings.template not in ("chat", "base", "plain"):
+    if settings.template not in ("", "chat", "base", "plain"):
         cli.stop(f"--template {settings.template}: chat, base or plain")
     try:
         parts = {name: int(count) for name, count in (p.split("=") for p in settings.parts)}

@@ -124,6 +124,11 @@ def test_official_files_are_split_and_boxed(tmp_path):
     for row in sum(parts, []):
         assert row["response"].startswith("\nIt is") and reward(row, row["response"], True) == 1
         assert row["prompt"].startswith("<|im_start|>system") and row["level"] == 2
+    script("problems.py", "--source", tmp_path / "rl.jsonl", "--template", "base", "--no-shuffle",
+           "--parts", "base=0", "--out", tmp_path)      # what is ours by now, with other prompts
+    for chat, base in zip(parts[2], read(tmp_path / "base.jsonl"), strict=True):
+        assert base == {**chat, "prompt": f"Question:\n{chat['problem']}\nAnswer:\n"
+                                          "Let's think step by step."}
     gsm = write(tmp_path / "gsm.jsonl", [{"question": "6 * 200?", "answer": "<<6*200=1200>>It is "
                                           "1200.\n#### 1,200"}])
     script("problems.py", "--source", gsm, "--template", "base", "--parts", "all=0", "--out", tmp_path)
@@ -144,6 +149,9 @@ def test_our_puzzles_get_another_prompt(tmp_path):
     for chat, base in zip(read(tmp_path / "chat.jsonl"), read(tmp_path / "base.jsonl"), strict=True):
         assert (chat["id"], chat["gold"]) == (base["id"], base["gold"])
         assert base["prompt"].startswith("Question:") and chat["quiz"] in base["prompt"]
+    script("problems.py", "--source", tmp_path / "chat.jsonl", "--no-shuffle", "--parts", "same=0",
+           "--out", tmp_path)
+    assert read(tmp_path / "same.jsonl") == read(tmp_path / "chat.jsonl")
 
 
 # ---- the experiments -------------------------------------------------------------------------
@@ -263,3 +271,34 @@ def test_rank_correlation_by_hand():
     curve = [{"step": i + 1, "reward": reward} for i, reward in enumerate((0, 0, 1, 1, 1, 1, 1, 1))]
     assert report.first_step(curve, 0.6) == 5 and report.first_step(curve, 1.0) == 7
     assert report.first_step(curve, 1.1) is None
+
+
+def test_expert_iteration_goes_round(tmp_path):
+    env = {**os.environ, "OUT": str(tmp_path / "out"), "ROUNDS": "2", "PROBLEMS": "8", "SAMPLES": "4",
+           "FROM": "base", "BASE": "assets/tiny_base", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, os.path.join(ROOT, "kk_gen.py"), "--people", "3", "--num", "20",
+                    "--template", "compact", "--seed", "9", "--out", tmp_path / "p.jsonl"],
+                   check=True, capture_output=True)
+
+    def run(**more):
+        return subprocess.run(["bash", os.path.join(ROOT, "scripts", "expert_iteration.sh")], cwd=ROOT,
+                              env={**env, "DATA": str(tmp_path / "p.jsonl"), **more},
+                              capture_output=True, text=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    first, second = tmp_path / "out" / "round-1", tmp_path / "out" / "round-2"
+    asked = [{row["id"] for row in read(folder / "problems.jsonl")} for folder in (first, second)]
+    assert len(asked[0]) == len(asked[1]) == 8 and not asked[0] & asked[1]
+    for folder, ids in zip((first, second), asked):
+        kept = read(folder / "correct.jsonl")
+        assert {row["id"] for row in kept} <= ids and all(row["reward"] == 1 for row in kept)
+        assert len({(row["id"], row["response"]) for row in kept}) == len(kept)
+
+    def made_from(file, name):
+        return json.loads(file.read_text())["settings"][name]
+    assert made_from(second / "rollouts.jsonl.config.json", "model").endswith("round-1/sft/model")
+    assert made_from(second / "sft" / "settings.json", "model") == "assets/tiny_base"
+    again = run()                                       # all is there
+    assert again.returncode == 0 and again.stdout.count("\n") == 1
+    assert run(FROM="start").returncode == 2
