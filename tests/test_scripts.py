@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -159,26 +160,31 @@ def test_our_puzzles_get_another_prompt(tmp_path):
 def experiments(tmp_path_factory):
     """All three at toy size, side by side. The lab is stopped once on its way."""
     runs = tmp_path_factory.mktemp("experiments")
-    small = {"STEPS": "2", "PROMPTS": "8", "EXAMPLES": "24", "TEST": "8", "TRACE": "", "SMOKE": "1"}
+    small = {"tiny": {"STEPS": "2", "PROMPTS": "8", "EXAMPLES": "24", "TEST": "8", "TRACE": ""},
+             "kk": {"SMOKE": "1"}, "math": {"SMOKE": "1"}}
 
     def start(name):
-        return subprocess.Popen(
-            ["bash", os.path.join(ROOT, "scripts", f"redistill_{name}.sh")], text=True,
-            env={**os.environ, **small, "OUT": str(runs / name), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        with open(runs / f"{name}.out", "w") as out, open(runs / f"{name}.err", "w") as error:
+            return subprocess.Popen(
+                ["bash", os.path.join(ROOT, "scripts", f"redistill_{name}.sh")], stdout=out,
+                stderr=error, start_new_session=True,
+                env={**os.environ, **small[name], "OUT": str(runs / name), "OMP_NUM_THREADS": "1"})
+
+    def end(process, name):
+        code = process.wait()
+        return (runs / f"{name}.out").read_text(), (runs / f"{name}.err").read_text(), code
 
     tiny = start("tiny")
-    for line in tiny.stdout:
-        if line.startswith("[8/"):
-            os.killpg(tiny.pid, signal.SIGINT)
-    stopped = tiny.wait(), tiny.stderr.read()
-    running = {name: start(name) for name in ("tiny", "kk", "math")}
-    ended = {name: (*process.communicate(), process.returncode) for name, process in running.items()}
-    return runs, stopped, ended
+    while tiny.poll() is None and "[8/" not in (runs / "tiny.out").read_text():
+        time.sleep(0.05)
+    os.killpg(tiny.pid, signal.SIGINT)
+    stopped = end(tiny, "tiny")
+    running = {name: start(name) for name in small}
+    return runs, stopped, {name: end(process, name) for name, process in running.items()}
 
 
 def test_the_lab_stops_and_goes_on(experiments):
-    runs, (code, error), ended = experiments
+    runs, (_, error, code), ended = experiments
     assert code == 130 and "the same command goes on" in error
     out, error, code = ended["tiny"]
     assert code == 0, error[-2000:]
