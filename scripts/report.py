@@ -325,7 +325,8 @@ def figure(runs: list[dict], policy: str, path: str) -> bool:
             ends = ([values[0]["low"], values[0]["high"]] if len(runs) == 1 else
                     [f(cell["accuracy"] for cell in values) for f in (min, max)])
             axes[1].barh(y + i * height, mean, height, color=COLOURS[1 + i], label=None if y else (
-                f"level {level}"), xerr=[[mean - ends[0]], [ends[1] - mean]], ecolor="#777777")
+                f"level {level}"), ecolor="#777777",
+                xerr=[[max(0, mean - ends[0])], [max(0, ends[1] - mean)]])  # equal ones round
     axes[1].set(yticks=[y + 0.4 - height / 2 for y in range(len(first))], xlim=(0, 1),
                 yticklabels=[told(name) for name in first], xlabel=f"accuracy, {how}",
                 title="Every model on test problems")
