@@ -21,7 +21,6 @@ one will do.
 import copy
 import os
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 from safetensors.torch import load_file

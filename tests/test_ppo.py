@@ -1,5 +1,4 @@
 """ppo.py: advantages by hand, gradients it must share with grpo.py, a critic that learns, runs."""
-import json
 import math
 from types import SimpleNamespace
 
@@ -9,7 +8,6 @@ from safetensors.torch import load_file
 
 import grpo
 import ppo
-import sft
 from test_grpo import BASIC, gradient_of, random_groups, toy       # noqa: F401 (a fixture)
 from test_model import tiny
 from test_sft import ALONE, finish, metrics, run, weights
