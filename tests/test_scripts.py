@@ -213,7 +213,7 @@ def test_the_lab_reports_what_it_did(experiments):
     assert effects == {model for model in models if model.startswith("sft")}
     with open(runs / "tiny" / "curves.csv") as file:
         assert len(list(csv.DictReader(file))) == 3 * 2 + 1    # half as many from re-distilled B
-    assert "rank correlation of effect and gain, 7 datasets" in report
+    assert "rank correlation of gain and effect, 7 datasets" in report
     assert "re-distilled, B" in report and "| level 4, sampled |" in report
 
 
