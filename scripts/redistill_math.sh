@@ -34,7 +34,7 @@ estimate=(--prompt-tokens 200 --answer-tokens 600)
 if [ "$SMOKE" ]; then
     parts=(sft=12 val=2 rl=0) STEPS=2 REPLAY=2 keep=(--wrong)   # the random model is never right
     grpo=(--steps 2 --prompts 2 --group 2 --max-prompt-tokens 700 --max-new-tokens 16)
-    regrpo=("${grpo[@]}") greedy=(--temperature 0 --max-new-tokens 16) estimate=() effect=()
+    regrpo=("${grpo[@]}") greedy=(--temperature 0 --max-new-tokens 16) estimate=() effect=() TRACE=0
 fi
 
 make_data() {
