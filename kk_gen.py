@@ -442,6 +442,12 @@ def quiz_text(rng, statements, names, words) -> str:
                 count=len(names), people=listed(names), said=" ".join(said), **words)
 
 
+def compact_prompt(statements, names, words) -> str:
+    """The puzzle for tiny models: a line for each claim, and a question mark."""
+    return "".join(f"{name}: {claim_text(statement, names, words, True)}\n"
+                   for name, statement in zip(names, statements)) + "?\n"
+
+
 def step_text(step, statements, names, words, compact=False) -> str:
     """A step as a line of text, short and regular if compact."""
     kind, *said = step
@@ -593,8 +599,7 @@ def puzzle_line(settings, rng, name, index, statements, source) -> dict:
     solution = solve(statements)[0]
     gold = answer_text(solution, names, words)
     if compact:
-        prompt = "".join(f"{speaker}: {claim_text(statement, names, words, compact)}\n"
-                         for speaker, statement in zip(names, statements)) + "?\n"
+        prompt = compact_prompt(statements, names, words)
     else:
         prompt = cli.prompt_text(quiz + cli.kk_suffix(words), settings.template)
     *steps, box = [step_text(step, statements, names, words, compact)

@@ -121,6 +121,8 @@ class Critic:
     def learn(self, groups: list[list[grpo.Answer]], settings) -> dict:
         """As many updates of V as the policy had; how well V foretold."""
         s, sequences = settings, [answer.sequence for group in groups for answer in group]
+        if not sequences:                                   # --equal-groups dropped them all
+            return {"value_loss": 0.0, "value_explains": 0.0}
         flat = torch.cat(self.returns)
         off = torch.cat(self.old) - flat
         share = -(-len(sequences) // s.minibatches)
@@ -145,7 +147,8 @@ class Critic:
 def train(settings, ranks, dtype) -> None:
     for name, fine in (("gamma", 0 <= settings.gamma <= 1), ("lam", 0 <= settings.lam <= 1),
                        ("critic_lr", 0 < settings.critic_lr), ("value_clip", 0 < settings.value_clip),
-                       ("cut_off", settings.cut_off != "mask")):
+                       ("cut_off", settings.cut_off != "mask"),
+                       ("equal_groups", settings.equal_groups == "keep" or settings.group > 1)):
         if not fine:
             raise ValueError(f"{name} = {getattr(settings, name)} cannot be used here")
     grpo.train(settings, ranks, dtype, Critic)

@@ -44,8 +44,7 @@ def tiny(examples):
     words = kk_gen.role_words(kk_gen.ROLES[0])
     for _ in range(examples):
         puzzle = kk_gen.sample_puzzle(rng, 3)
-        prompt = "".join(f"{name}: {kk_gen.claim_text(claim, 'ABC', words, True)}\n"
-                         for name, claim in zip("ABC", puzzle)) + "?\n"
+        prompt = kk_gen.compact_prompt(puzzle, "ABC", words)
         response = "\n".join(kk_gen.step_text(step, puzzle, "ABC", words, True)
                              for step in kk_gen.chain_of_thought(puzzle, "worked"))
         prompt, response = (tokenizer.encode(text).ids for text in (prompt, response))

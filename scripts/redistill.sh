@@ -65,7 +65,8 @@ reinforce() {   # reinforce NAME MODEL PROBLEMS TEST FLAGS...
 replay() {      # replay NAME PERCENT FLAGS...: answers of the REPLAY steps up to this part of GRPO
     local last=$((REPLAY + (STEPS - REPLAY) * $2 / 100))
     stage 2 "$OUT/data/$1.jsonl" "answers of GRPO up to step $last: $1" \
-        python scripts/keep_correct.py --data $(seq -f "$OUT/rl_$POLICY/rollouts/step-%06g.jsonl" $((last - REPLAY + 1)) $last) \
+        python scripts/keep_correct.py --data \
+        $(seq -f "$OUT/rl_$POLICY/rollouts/step-%06g.jsonl" $((last - REPLAY + 1)) $last) \
         --num "$KEEP" --seed "$SEED" --out "$OUT/data/$1.jsonl" "${@:3}"
 }
 

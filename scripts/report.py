@@ -247,8 +247,7 @@ def write_csv(path: str, rows: list[dict]) -> None:
 
 def tables(names: list[str], runs: list[dict]) -> tuple[list[dict], list[dict]]:
     """The rows of models.csv and of curves.csv."""
-    flat = []
-    curves = []
+    flat, curves = [], []
     for run, models in zip(names, runs):
         for name, model in models.items():
             about = {"run": os.path.basename(os.path.normpath(run)), "model": name,
@@ -377,8 +376,10 @@ def main():
     for name, rows in zip(("models", "curves"), tables(settings.runs, runs)):
         write_csv(os.path.join(settings.out, name + ".csv"), rows)
     text = report(runs, settings)
-    with open(os.path.join(settings.out, "report.md"), "w") as file:
+    path = os.path.join(settings.out, "report.md")      # the last: where it is, all is
+    with open(path + ".partial", "w") as file:
         file.write(text)
+    os.replace(path + ".partial", path)
     print(text)
     if not drawn:
         print("(pip install matplotlib, and the report has figures)")

@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=${1:?names a run of redistill_tiny.sh} base=${BASE:-assets/tiny_base} out=$1/selection
+[ -e "$run/report.md" ] || { echo "$run: no finished run of redistill_tiny.sh" >&2; exit 2; }
 seed=$(sed -n 's/^SEED: //p' "$run/settings.txt")
 steps=($(ls "$run"/rl_base/rollouts/step-*.jsonl))
 POOL=400
@@ -35,7 +36,8 @@ for when in first last; do
     for data in "$out/${when}"_*_*.jsonl "$out/${when}_random.jsonl"; do
         name=$(basename "$data" .jsonl)
         made "$out/sft_$name/model" python sft.py --model "$base" --data "$data" --seed "$seed" \
-            --out "$out/sft_$name" --lr 5e-4 --batch 16 --epochs 4 --max-length 512
+            --out "$out/sft_$name" --lr 5e-4 --batch 16 --epochs 4 --max-length 512 \
+            $([ ! -e "$out/sft_$name/metrics.jsonl" ] || echo --resume)
         made "$out/eval_$name.jsonl" python sample.py --model "$out/sft_$name/model" --limit 300 \
             --data "$run/data/test.jsonl" --out "$out/eval_$name.jsonl" --n 2 \
             --temperature 1 --max-new-tokens 300

@@ -10,13 +10,12 @@ cd "$(dirname "$0")/.."
 dir=${1:-data/tiny} test=${2:-600} sft=${3:-1000}
 gen() { python kk_gen.py --template compact "$@"; }
 
-gen --people 3-4 --num 300 --seed 1 --out "$dir/test.jsonl"
-gen --people 3 --num 1000 --seed 2 --exclude "$dir/test.jsonl" --out "$dir/sft.jsonl"
-gen --people 3 --num 3000 --seed 3 --exclude "$dir/test.jsonl" "$dir/sft.jsonl" --out "$dir/rl.jsonl"
-
-mv "$dir/test.jsonl" "$dir/test.jsonl.partial"
-grep -m "$test" '"level": 3' "$dir/test.jsonl.partial" > "$dir/test.jsonl"
-grep -m $(((test + 1) / 2)) '"level": 4' "$dir/test.jsonl.partial" >> "$dir/test.jsonl"
-mv "$dir/sft.jsonl" "$dir/sft.jsonl.partial"
-head -n "$sft" "$dir/sft.jsonl.partial" > "$dir/sft.jsonl"
-rm "$dir"/*.partial
+# rl.jsonl comes last: where it is, all are whole. It excludes what the others could hold at most.
+gen --people 3-4 --num 300 --seed 1 --out "$dir/test.partial"
+gen --people 3 --num 1000 --seed 2 --exclude "$dir/test.partial" --out "$dir/sft.partial"
+grep -m "$test" '"level": 3' "$dir/test.partial" > "$dir/test.jsonl"
+grep -m $(((test + 1) / 2)) '"level": 4' "$dir/test.partial" >> "$dir/test.jsonl"
+head -n "$sft" "$dir/sft.partial" > "$dir/sft.jsonl"
+gen --people 3 --num 3000 --seed 3 --exclude "$dir/test.partial" "$dir/sft.partial" \
+    --out "$dir/rl.jsonl"
+rm "$dir"/{test,sft}.partial

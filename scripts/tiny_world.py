@@ -68,8 +68,7 @@ def main():
         gold = kk_gen.answer_text(steps[-1][1], names, words)
         if style == "guess" and rng.random() >= settings.right / 100:
             steps = [("answer", tuple(rng.random() < 0.5 for _ in range(people)))]
-        prompt = "".join(f"{name}: {kk_gen.claim_text(statement, names, words, True)}\n"
-                         for name, statement in zip(names, statements)) + "?\n"
+        prompt = kk_gen.compact_prompt(statements, names, words)
         lines.append({"id": f"world-{settings.seed}-{i}", "prompt": prompt, "style": style,
                       "response": "\n".join(kk_gen.step_text(step, statements, names, words, True)
                                             for step in steps), "gold": gold, "level": people})

@@ -137,6 +137,8 @@ def test_the_critic_learns_and_leaves_the_policy_alone():
     assert told[0]["value_explains"] == 0 and told[-1]["value_explains"] > 0.8
     assert told[-1]["value_loss"] < 0.2 * told[0]["value_loss"]
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    nothing = one.learn(one.credit([], s), s)               # regression: torch.cat of an empty list
+    assert nothing["value_loss"] == 0 and not any(p.grad is not None for p in model.parameters())
     assert not hasattr(critic(tiny(seed=1, tie_word_embeddings=False)).model, "lm_head")
 
 
@@ -184,6 +186,7 @@ def test_two_ranks_train_the_same_critic_as_one(toy, tmp_path):             # no
 @pytest.mark.parametrize("flags, words", [
     (("--lam", "1.5"), "lam = 1.5"), (("--critic-lr", "0"), "critic_lr = 0"),
     (("--cut-off", "mask"), "cut_off = mask"), (("--value-clip", "0"), "value_clip = 0"),
+    (("--group", "1", "--equal-groups", "drop"), "equal_groups = drop"),
     (("--minibatches", "3"), "cannot be cut into 3")])
 def test_mistakes_are_one_line(toy, tmp_path, flags, words):                # noqa: F811
     done = run(toy, *BASIC, "--out", tmp_path / "r", *flags, script="ppo.py")

@@ -246,6 +246,24 @@ def test_the_papers_experiments_run_at_toy_size(experiments, name):
         assert len(read(runs / name / "data" / "short.jsonl")) == 27
 
 
+def test_puzzles_are_there_whole_or_not_at_all(tmp_path):
+    """Regression: rl.jsonl, by which the lab knows its data, came before the test was cut."""
+    fake = tmp_path / "python"              # dies where the last file would be made
+    fake.write_text(f'#!/bin/sh\ncase "$*" in *"--seed 3"*) exit 9;; esac\n'
+                    f'exec {sys.executable} "$@"\n')
+    fake.chmod(0o755)
+
+    def run(path):
+        return subprocess.run(["bash", os.path.join(ROOT, "scripts", "tiny_data.sh"), tmp_path / "d",
+                               "8", "5"], env={**os.environ, "PATH": path}, capture_output=True)
+
+    assert run(f"{tmp_path}:{os.environ['PATH']}").returncode == 9
+    assert not (tmp_path / "d" / "rl.jsonl").exists()
+    assert run(f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}").returncode == 0
+    assert [len(read(tmp_path / "d" / f"{name}.jsonl")) for name in ("test", "sft", "rl")] == [
+        12, 5, 3000]
+
+
 def test_experiments_say_what_they_would_do(tmp_path):
     env = {**os.environ, "BASE": os.path.join(ROOT, "tests/golden"), "OUT": str(tmp_path / "out")}
 
