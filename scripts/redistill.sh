@@ -123,6 +123,10 @@ if [ ${#} -gt 1 ] || [ ${#} = 1 ] && [ "$1" != --dry-run ]; then
     echo "$0 takes no argument but --dry-run; settings are variables: see its first lines" >&2
     exit 2
 fi
+if [ ! -e "$BASE/config.json" ] && [ -z "${SMOKE:-}" ]; then     # before OUT is bound to it
+    echo "BASE=$BASE: no such model directory" >&2
+    exit 2
+fi
 number=0 stages=0 left=0 spent=0 mode=count
 experiment
 number=0 mode=${1:+dry-run}

@@ -276,6 +276,9 @@ def test_experiments_say_what_they_would_do(tmp_path):
     assert "memory to train" in done.stderr and "h for 125 steps" in done.stdout
     assert not (tmp_path / "out").exists()
     assert run("tiny", "--steps", "3").returncode == 2
+    done = run("tiny", BASE="nowhere")                  # and OUT is free for the right one
+    assert done.returncode == 2 and "nowhere: no such model" in done.stderr
+    assert not (tmp_path / "out").exists()
     done = run("math", TRAIN="", TEST="x")
     assert done.returncode == 1 and "TRAIN: names MATH problems" in done.stderr
     os.makedirs(tmp_path / "out")
