@@ -22,7 +22,7 @@ options, each with its own source; prompts are shuffled by (seed, epoch).
 import os
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy
 import torch
@@ -34,9 +34,9 @@ import model as transformer
 from sample import (CPU_SLOTS, PREFILL_TOKENS, as_they_end, load_tokenizer, release, response_text,
                     slot_bytes, stop_ids)
 from sft import (AT_LEAST, CHOICES, MAY_CHANGE, Order, Run, Sequence, accumulate, begin, by_level,
-                 check_settings, choose_plan, command, count_for, evaluate, files_of, free_memory,
-                 learning_rate, parameters_in, read_eval, show_plan, token_weights)
-from verify import reward
+                 check_keep_at, check_settings, choose_plan, command, count_for, evaluate, files_of,
+                 free_memory, learning_rate, parameters_in, read_eval, show_plan, token_weights)
+from verify import reward, styles
 
 ENOUGH = 256    # answers in the making that use a GPU well
 ROUNDS = 10     # batches of prompts drawn at most for one step that resamples equal groups
@@ -87,6 +87,7 @@ class Settings:
     texts: int = 3                  # answers of each step to write out for reading
     save_every: int = 10            # steps between two checkpoints
     keep: int = 2                   # checkpoints to keep; OUT/best is kept besides
+    keep_at: list[int] = field(default_factory=list)    # steps whose model stays, as OUT/step-N
     resume: bool = False            # go on from the last checkpoint in OUT
     micro_tokens: int = 16384       # tokens in one forward and backward pass; bounds the memory
     pack: bool = True               # sequences end to end in one row, not padded to the longest
@@ -284,6 +285,7 @@ def check_grpo(s, smallest_group: int = 2) -> None:
         raise ValueError(f"group = {s.group}: answers to a prompt are compared; at least 2")
     if not 0 < s.temperature < float("inf"):
         raise ValueError(f"temperature = {s.temperature}: must draw different answers")
+    check_keep_at(s, s.steps)
     if s.prompts % s.minibatches:
         raise ValueError(f"prompts = {s.prompts} cannot be cut into {s.minibatches} minibatches")
     if not 0 < s.clip < 1 or not (s.clip_high is None or s.clip_high > 0):
@@ -348,7 +350,7 @@ def describe(groups: list[list[dict]], settings) -> dict:
     rows = [row for group in groups for row in group]
     lengths = [len(row["tokens"]) for row in rows]
     return {"reward": mean(row["reward"] for row in rows),
-            "by_level": by_level(rows),
+            "by_level": by_level(rows), "styles": styles(rows),
             "equal_groups": mean(is_equal(group, settings) for group in groups),
             "length": mean(lengths), "longest": max(lengths),
             "cut_off": mean(not row["finished"] for row in rows),

@@ -29,7 +29,7 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 
 import numpy
@@ -42,7 +42,7 @@ from tqdm import tqdm
 import cli
 import model as transformer
 from sample import generate, load_tokenizer, release, response_text, stop_ids
-from verify import reward, summary
+from verify import reward, styles, summary
 
 
 @dataclass
@@ -74,6 +74,7 @@ class Settings:
     template: str = "chat"          # prompts of official --eval files: chat, base or plain
     save_every: int = 100           # updates between two checkpoints
     keep: int = 2                   # checkpoints to keep; OUT/best is kept besides
+    keep_at: list[int] = field(default_factory=list)    # steps whose model stays, as OUT/step-N
     resume: bool = False            # go on from the last checkpoint in OUT
     micro_tokens: int = 16384       # tokens in one forward and backward pass; bounds the memory
     pack: bool = True               # sequences end to end in one row, not padded to the longest
@@ -324,6 +325,7 @@ class Run:
 
     def __init__(self, settings, ranks, files: list[str], may_change=MAY_CHANGE):
         self.out, self.keep, self.save_every = settings.out, settings.keep, settings.save_every
+        self.keep_at = set(settings.keep_at)
         self.ranks, self.first, self.asked_to_stop = ranks, ranks.rank == 0, None
         self.state = {"step": 0, "best": None}              # of a checkpoint, besides its tensors
         self.also = {}              # further tensors of a checkpoint: by file, what returns them
@@ -409,6 +411,8 @@ class Run:
         if optimizer.skipped >= GIVE_UP_AFTER:
             raise FloatingPointError(f"the last {GIVE_UP_AFTER} losses or gradients were not"
                                      f" finite; the checkpoints in {self.out} are from before")
+        if row["step"] in self.keep_at and self.first:      # before the checkpoint: no step is lost
+            transformer.save(model, os.path.join(self.out, f"step-{row['step']:06d}"))
         # All processes must leave at the same step, whichever was asked to.
         stopping = self.ranks.sum([float(self.asked_to_stop is not None)])[0] > 0
         if (row["step"] % self.save_every == 0 or last or stopping) and not optimizer.skipped:
@@ -502,7 +506,7 @@ def evaluate(model, tokenizer, problems: list[dict], ranks, settings) -> dict:
                           "reward": reward(problems[i], text, sample.finished)}
                          for text, sample in zip(texts, group)])
     rows = [row for group in ranks.gather(answered) for row in group]
-    return {**summary(rows), "by_level": by_level(rows)}
+    return {**summary(rows), "by_level": by_level(rows), "styles": styles(rows)}
 
 
 def by_level(rows: list[dict]) -> dict[str, float]:
@@ -590,6 +594,11 @@ def check_settings(settings, choices=CHOICES, at_least=AT_LEAST) -> None:
                        ("beta1", 0 <= settings.beta1 < 1), ("beta2", 0 <= settings.beta2 < 1)):
         if not fine:
             raise ValueError(f"{name} = {given[name]} cannot be trained with")
+
+
+def check_keep_at(settings, steps: int) -> None:
+    if never := [step for step in settings.keep_at if not 1 <= step <= steps]:
+        raise ValueError(f"keep_at = {never}: there are steps 1 to {steps}")
 
 
 def files_of(settings) -> list[str]:
@@ -780,6 +789,7 @@ def train(settings, ranks, dtype) -> None:
         raise ValueError(f"epochs = {settings.epochs} of {len(sequences)} examples is no training")
     items = round(settings.epochs * len(sequences))
     steps = -(-items // settings.batch)
+    check_keep_at(settings, steps)
 
     run = Run(settings, ranks, files_of(settings))
     room = free_memory(ranks.device)

@@ -1042,6 +1042,26 @@ def summary(rollouts: list[dict]) -> dict:
     return row
 
 
+def style(rollout: dict) -> str:
+    """The format of an answer, right or wrong. K&K: one of kk_gen.STYLES, mixed or other."""
+    if rollout["task"] == "kk":
+        from kk_gen import style_of         # here, because it imports cli, and cli this file
+        return style_of(rollout["response"])
+    if re.search(r"^\s*```|^\s*def \w+\(|<llm-code>", rollout["response"], re.MULTILINE):
+        return "code"
+    before, box, _ = rollout["response"].rpartition("\\boxed")
+    return "prose" if before.strip(" $\n") or not box else "bare"
+
+
+def styles(rollouts: list[dict]) -> dict[str, dict[str, float]]:
+    """Each style's share of scored rollouts, and what share of its answers is right."""
+    rewards = {}
+    for rollout in rollouts:
+        rewards.setdefault(style(rollout), []).append(rollout["reward"])
+    return {name: {"share": len(of) / len(rollouts), "right": sum(of) / len(of)}
+            for name, of in sorted(rewards.items())}
+
+
 def table(rows: list[dict]) -> str:
     """The rows as aligned text; pass@k and majority@k where there are any."""
     ks = sorted({name for row in rows for name in row if "@" in name},
@@ -1105,8 +1125,14 @@ def main():
             levels["all"] = sum(levels.values(), [])
         for level, group in sorted(levels.items(), key=lambda item: (
                 item[0] is None, isinstance(item[0], str), item[0] or 0)):
-            rows.append({"task": task, "level": level, **summary(group)})
+            rows.append({"task": task, "level": level, **summary(group),
+                         "styles": styles(group)})
     print(table(rows))
+    for row in rows:
+        level = "" if row["level"] is None else f", level {row['level']}"
+        print(f"{row['task']}{level}: " + ", ".join(
+            f"{name} {of['share']:.1%} (right {of['right']:.1%})" for name, of in sorted(
+                row["styles"].items(), key=lambda item: -item[1]["share"])))
     if differ:
         print(f"{differ} of {len(rollouts)} stored rewards differ from these rules")
     if settings.out:

@@ -13,32 +13,10 @@
 #   keep                 flags of keep_correct.py
 #   estimate             flags of scripts/estimate.py, for --dry-run; empty: says nothing
 #   make_data, foreign   functions: the files of DATA; other answers to B's problems, or nothing
-# and then source this file. Every line of `experiment` that begins with `stage` is a command to
-# read, and is skipped when what it makes is there: so the same script goes on where it stopped.
-
-stage() {       # stage SECONDS MADE WHAT COMMAND...   (SECONDS: roughly, to know how much is left)
-    local cost=$1 made=$2 what=$3
-    shift 3
-    number=$((number + 1))
-    if [ $mode = count ]; then
-        stages=$number
-        [ -e "$made" ] || left=$((left + cost))
-    elif [ $mode = dry-run ]; then
-        printf '\n# %d. %s\n' $number "$what"
-        printf ' %q' "$@" | cut -c2-
-    elif [ ! -e "$made" ]; then
-        local now=$SECONDS time_left=""
-        # Seconds as they turn out, in seconds as stated: of the stages done in this session.
-        if [ $spent -gt 0 ]; then
-            time_left=", about $(((left * now / spent + 59) / 60)) min left"
-        fi
-        printf '\n[%d/%d] %s (%d:%02d gone%s)\n' $number $stages "$what" \
-            $((now / 60)) $((now % 60)) "$time_left"
-        [ -e "$(dirname "$made")/metrics.jsonl" ] && set -- "$@" --resume
-        "$@"
-        left=$((left - cost)) spent=$((spent + cost))
-    fi
-}
+# and then source this file.
+. scripts/stages.sh
+REPORT=$OUT/report.md
+settings=(BASE SEED DATA SETS ASIDE TRACE POLICY STEPS REPLAY KEEP sft grpo regrpo greedy sampled effect)
 
 evaluate() {    # evaluate NAME MODEL PROBLEMS [once]: as it samples and greedy, or only the former
     [ ${#sampled[@]} = 0 ] || stage 6 "$OUT/eval/$1.sampled.jsonl" "evaluate $1 as it samples" \
@@ -117,38 +95,12 @@ experiment() {
     reinforce b "$OUT/sft_b/model" "$DATA/rl.jsonl" "$DATA/test.jsonl" "${regrpo[@]}"
     stage 5 "$OUT/report.md" "the report" \
         python scripts/report.py --runs "$OUT" --out "$OUT" --policy "rl_$POLICY"
+    [ $mode != dry-run ] || [ ${#estimate[@]} = 0 ] || python scripts/estimate.py --model "$BASE" \
+        --data - --out - "${grpo[@]}" "${estimate[@]}"
 }
 
-if [ ${#} -gt 1 ] || [ ${#} = 1 ] && [ "$1" != --dry-run ]; then
-    echo "$0 takes no argument but --dry-run; settings are variables: see its first lines" >&2
-    exit 2
-fi
 if [ ! -e "$BASE/config.json" ] && [ -z "${SMOKE:-}" ]; then     # before OUT is bound to it
     echo "BASE=$BASE: no such model directory" >&2
     exit 2
 fi
-number=0 stages=0 left=0 spent=0 mode=count
-experiment
-number=0 mode=${1:+dry-run}
-if [ "$mode" = dry-run ]; then
-    experiment
-    [ ${#estimate[@]} = 0 ] || python scripts/estimate.py --model "$BASE" --data - --out - \
-        "${grpo[@]}" "${estimate[@]}"
-    exit
-fi
-mode=run
-mkdir -p "$OUT"
-made_with=$(for name in BASE SEED DATA SETS ASIDE TRACE POLICY STEPS REPLAY KEEP \
-                        sft grpo regrpo greedy sampled effect; do
-    declare -n value=$name
-    echo "$name: ${value[*]}"
-done)
-if [ -e "$OUT/settings.txt" ] && [ "$made_with" != "$(cat "$OUT/settings.txt")" ]; then
-    echo "$OUT was made with other settings (see $OUT/settings.txt): give another OUT" >&2
-    exit 2
-fi
-echo "$made_with" > "$OUT/settings.txt"
-trap 'echo; echo "stopped; the same command goes on from here" >&2; exit 130' INT TERM
-SECONDS=0
-experiment
-printf '\n%d:%02d min: %s/report.md\n' $((SECONDS / 60)) $((SECONDS % 60)) "$OUT"
+conduct "$@"

@@ -5,7 +5,9 @@
 
 guess is a bare answer, and a careless one: right in --right of 100, else random roles (which may be
 right by chance). table and search reason as kk_gen.py does and are always right. Puzzles may come
-again, in another style or not, as in any corpus; those of --exclude never do. Shares are exact.
+again, in another style or not, as in any corpus; those of --exclude never do. Shares are exact: of
+--num documents, or of every 100 until these hold --tokens tokens (as --tokenizer counts, an end token
+for each), so that corpora of different styles can be of one length.
 """
 import os
 import random
@@ -17,13 +19,18 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import cli  # noqa: E402
 import kk_gen  # noqa: E402
+from sample import load_tokenizer  # noqa: E402
+
+BLOCK = 100     # documents in which the shares are exact, where tokens are counted
 
 
 @dataclass
 class Settings:
-    num: int                        # documents
     shares: list[str]               # of the styles, as guess=60 table=40
     out: str                        # the JSONL file to write
+    num: int = 0                    # so many documents
+    tokens: int = 0                 # or hundreds of them until they hold so many tokens
+    tokenizer: str = "assets/tiny_base"     # directory of the tokenizer that counts these
     people: list[str] = field(default_factory=lambda: ["3=100"])    # shares of the sizes
     right: float = 30.0             # of 100 guesses, so many are right and the rest random
     seed: int = 0
@@ -45,22 +52,14 @@ def exactly(flag: str, shares: list[str], known, total: int) -> list[str]:
     return names
 
 
-def main():
-    settings = cli.parse(Settings, __doc__)
-    if settings.num < 1 or not 0 <= settings.right <= 100:
-        cli.stop("--num is at least 1, --right from 0 to 100")
-    cli.check_output(settings.out)
-    excluded = {kk_gen.canonical_form(statements, commute=True)
-                for path in settings.exclude for _, statements in kk_gen.read_puzzles(path)}
-    rng = random.Random(f"tiny world, seed {settings.seed}")
+def documents(settings: Settings, rng, count: int, excluded: set):
+    """`count` documents in exactly the shares asked for, in random order."""
     words = kk_gen.role_words(kk_gen.ROLES[0], False)
-    styles = exactly("--shares", settings.shares, kk_gen.STYLES, settings.num)
-    sizes = exactly("--people", settings.people, [str(n) for n in range(2, 13)], settings.num)
+    styles = exactly("--shares", settings.shares, kk_gen.STYLES, count)
+    sizes = exactly("--people", settings.people, [str(n) for n in range(2, 13)], count)
     rng.shuffle(styles)
     rng.shuffle(sizes)
-    lines = []
-    for i, style in enumerate(tqdm(styles, unit=" documents", disable=None)):
-        people = int(sizes[i])
+    for style, people in zip(styles, map(int, sizes)):
         statements = kk_gen.sample_puzzle(rng, people)
         while excluded and kk_gen.canonical_form(statements, commute=True) in excluded:
             statements = kk_gen.sample_puzzle(rng, people)
@@ -68,12 +67,36 @@ def main():
         gold = kk_gen.answer_text(steps[-1][1], names, words)
         if style == "guess" and rng.random() >= settings.right / 100:
             steps = [("answer", tuple(rng.random() < 0.5 for _ in range(people)))]
-        prompt = kk_gen.compact_prompt(statements, names, words)
-        lines.append({"id": f"world-{settings.seed}-{i}", "prompt": prompt, "style": style,
-                      "response": "\n".join(kk_gen.step_text(step, statements, names, words, True)
-                                            for step in steps), "gold": gold, "level": people})
+        yield {"prompt": kk_gen.compact_prompt(statements, names, words), "style": style,
+               "response": "\n".join(kk_gen.step_text(step, statements, names, words, True)
+                                     for step in steps), "gold": gold, "level": people}
+
+
+def main():
+    settings = cli.parse(Settings, __doc__)
+    if (settings.num > 0) == (settings.tokens > 0) or min(settings.num, settings.tokens) < 0:
+        cli.stop("give either --num or --tokens, at least 1")
+    if not 0 <= settings.right <= 100:
+        cli.stop("--right is from 0 to 100")
+    cli.check_output(settings.out)
+    excluded = {kk_gen.canonical_form(statements, commute=True)
+                for path in settings.exclude for _, statements in kk_gen.read_puzzles(path)}
+    rng = random.Random(f"tiny world, seed {settings.seed}")
+    if settings.tokens:
+        encode = load_tokenizer(settings.tokenizer).encode
+    lines, tokens = [], 0
+    with tqdm(total=settings.num or settings.tokens, disable=None, unit_scale=True,
+              unit=" documents" if settings.num else " tokens") as bar:
+        while tokens < settings.tokens or not lines:
+            for row in documents(settings, rng, settings.num or BLOCK, excluded):
+                lines.append({"id": f"world-{settings.seed}-{len(lines)}", **row})
+                if settings.tokens:
+                    tokens += sum(len(encode(row[part]).ids) for part in ("prompt", "response")) + 1
+                bar.update(1 if settings.num else tokens - bar.n)
     cli.write_jsonl(settings.out, lines)
+    styles = [row["style"] for row in lines]
     print(f"{settings.out}: {len(lines):,} documents, "
+          + (f"{tokens:,} tokens, " if tokens else "")
           + ", ".join(f"{style} {styles.count(style):,}" for style in sorted(set(styles))))
 
 
