@@ -35,13 +35,21 @@ for round in $(seq "$ROUNDS"); do
     run "$dir/rollouts.jsonl" python sample.py --model "$model" --data "$dir/problems.jsonl" \
         --n "$SAMPLES" --temperature 1 --max-new-tokens "$TOKENS" --seed $((SEED * 1000 + round)) \
         --out "$dir/rollouts.jsonl"
-    run "$dir/correct.jsonl" python scripts/keep_correct.py --data "$dir/rollouts.jsonl" \
-        --per-problem "$PER_PROBLEM" --seed "$SEED" --out "$dir/correct.jsonl"
     start=$model
     [ $FROM = last ] || start=$BASE
-    run "$dir/sft/model" python sft.py --model "$start" --data "$dir/correct.jsonl" \
-        --out "$dir/sft" --seed "$SEED" "${sft[@]}" \
-        $([ ! -e "$dir/sft/metrics.jsonl" ] || echo --resume)
+    if grep -q '"reward": 1' "$dir/rollouts.jsonl"; then
+        run "$dir/correct.jsonl" python scripts/keep_correct.py --data "$dir/rollouts.jsonl" \
+            --per-problem "$PER_PROBLEM" --seed "$SEED" --out "$dir/correct.jsonl"
+        run "$dir/sft/model" python sft.py --model "$start" --data "$dir/correct.jsonl" \
+            --out "$dir/sft" --seed "$SEED" "${sft[@]}" \
+            $([ ! -e "$dir/sft/metrics.jsonl" ] || echo --resume)
+    elif [ ! -e "$dir/sft/model" ]; then
+        echo "round $round: no answer is right; the model stays as it is" >&2
+        mkdir -p "$dir/sft"
+        rm -rf "$dir/sft/model.partial"
+        cp -r "$start" "$dir/sft/model.partial"
+        mv "$dir/sft/model.partial" "$dir/sft/model"
+    fi
     model=$dir/sft/model
     [ -z "$TEST" ] || run "$dir/test.jsonl" python sample.py --model "$model" --data "$TEST" \
         --temperature 1 --max-new-tokens "$TOKENS" --seed "$SEED" --out "$dir/test.jsonl"

@@ -8,6 +8,8 @@
 stage() {       # stage SECONDS MADE WHAT COMMAND...   (SECONDS: roughly, to know how much is left)
     local cost=$1 made=$2 what=$3
     shift 3
+    [ -z "${seen[$made $what]:-}" ] || return 0             # another part asked for it, too
+    seen[$made $what]=1
     number=$((number + 1))
     if [ $mode = count ]; then
         stages=$number
@@ -35,9 +37,10 @@ conduct() {     # conduct [--dry-run]
         echo "$0 takes no argument but --dry-run; settings are variables: see its first lines" >&2
         exit 2
     fi
+    declare -gA seen=()
     number=0 stages=0 left=0 spent=0 mode=count
     experiment
-    number=0 mode=${1:+dry-run}
+    number=0 mode=${1:+dry-run} seen=()
     if [ "$mode" = dry-run ]; then
         experiment
         exit

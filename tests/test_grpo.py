@@ -302,6 +302,9 @@ def test_thirty_steps_learn(toy, tmp_path):
                  "grad_norm", "clip_fraction", "sampler_gap", "samples", "tokens", "kl"):
         assert math.isfinite(last[name]), name
     assert last["samples"] == 30 * 16 * 8 and set(last["by_level"]) == {"0", "1"}
+    shares = last["styles"].values()
+    assert abs(sum(of["share"] for of in shares) - 1) < 1e-9
+    assert abs(sum(of["share"] * of["right"] for of in shares) - last["reward"]) < 1e-9
     assert last["entropy"] < found[1]["entropy"] and last["kl"] > 0
     assert all(row["sampler_gap"] < 1e-4 for row in found[1:])      # it trains what it sampled
     files = sorted(os.listdir(tmp_path / "r" / "rollouts"))
@@ -323,14 +326,18 @@ def test_thirty_steps_learn(toy, tmp_path):
 def test_killed_and_resumed_is_the_same_run_bit_by_bit(toy, tmp_path):
     flags = (*BASIC, "--steps", "30", "--save-every", "3", "--eval", "held_out.jsonl",
              "--eval-every", "7", "--eval-max-new-tokens", "12", "--kl-every", "2", "--updates",
-             "2", "--minibatches", "2", "--equal-groups", "resample", "--kl", "0.01")
+             "2", "--minibatches", "2", "--equal-groups", "resample", "--kl", "0.01", "--keep-at",
+             "5", "30")
     finish(toy, tmp_path / "whole", *flags, script="grpo.py")
     finish(toy, tmp_path / "killed", *flags, script="grpo.py", kills=2, seed=1)
     a, b = metrics(tmp_path / "whole"), metrics(tmp_path / "killed")
     assert a == b and a[-1]["step"] == 30
-    for name in ("model", "best"):
+    for name in ("model", "best", "step-000005", "step-000030"):
         a, b = weights(tmp_path / "whole", name), weights(tmp_path / "killed", name)
         assert all(torch.equal(a[key], b[key]) for key in a)
+    early, end = weights(tmp_path / "whole", "step-000005"), weights(tmp_path / "whole")
+    assert all(torch.equal(a[key], end[key]) for key in end)            # of the step it names
+    assert not any(torch.equal(early[key], end[key]) for key in end)
     for folder in ("rollouts", "texts"):
         names = sorted(os.listdir(tmp_path / "whole" / folder))
         assert names == sorted(os.listdir(tmp_path / "killed" / folder)) and len(names) == 30
@@ -406,6 +413,7 @@ def test_options_do_what_they_say(toy, tmp_path, monkeypatch):
 @pytest.mark.parametrize("flags, words", [
     (["--group", "1"], "group = 1"),
     (["--temperature", "0"], "temperature = 0"),
+    (["--keep-at", "5", "200"], "keep_at = [200]: there are steps 1 to 100"),
     (["--prompts", "10", "--minibatches", "4"], "10 cannot be cut into 4"),
     (["--max-new-tokens", "500"], "the model's context is 128"),
     (["--max-prompt-tokens", "2"], "none of 200 prompts"),

@@ -11,6 +11,7 @@ import time
 import pytest
 
 import kk_gen
+from sample import load_tokenizer
 from verify import kk_correct, reward
 
 ROOT = os.path.dirname(os.path.abspath(kk_gen.__file__))
@@ -40,6 +41,20 @@ def test_the_tiny_world_keeps_its_shares(tmp_path):
     assert world(tmp_path, *flags) == rows != world(tmp_path, *flags, "--seed", 1)
 
 
+def test_mixtures_are_of_one_length_and_keep_their_shares(tmp_path):
+    """Whatever the shares: so many tokens, and the shares exact in every hundred documents."""
+    encode = load_tokenizer(os.path.join(ROOT, "assets", "tiny_base")).encode
+    for shares in ({"guess": 34, "worked": 66, "table": 0}, {"table": 50, "worked": 50}):
+        rows = world(tmp_path, "--tokens", 30000, "--shares",
+                     *(f"{name}={share}" for name, share in shares.items()))
+        tokens = [len(encode(row["prompt"]).ids) + len(encode(row["response"]).ids) + 1
+                  for row in rows]
+        assert len(rows) % 100 == 0 and sum(tokens[:-100]) < 30000 <= sum(tokens)
+        for first in range(0, len(rows), 100):
+            found = collections.Counter(row["style"] for row in rows[first:first + 100])
+            assert found == {name: share for name, share in shares.items() if share}
+
+
 def test_excluded_puzzles_never_come(tmp_path):
     subprocess.run([sys.executable, os.path.join(ROOT, "kk_gen.py"), "--people", "2", "--num",
                     "150", "--template", "compact", "--out", tmp_path / "test.jsonl"],
@@ -57,7 +72,8 @@ def test_mistakes_are_one_line(tmp_path):
     for flags, words in ((("--num", 5, "--shares", "table"), "search=60 table=40"),
                          (("--num", 5, "--shares", "prose=1"), "of search, table"),
                          (("--num", 5, "--shares", "table=1", "--people", "3"), "2=60 3=40"),
-                         (("--num", 0, "--shares", "table=1"), "--num is at least 1")):
+                         (("--num", 0, "--shares", "table=1"), "either --num or --tokens"),
+                         (("--num", 5, "--tokens", 9, "--shares", "table=1"), "either --num or")):
         done = world(tmp_path, *flags)
         assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
 
@@ -156,19 +172,37 @@ def test_our_puzzles_get_another_prompt(tmp_path):
 
 
 # ---- the experiments -------------------------------------------------------------------------
+SMALL = {"tiny": ("redistill_tiny.sh", {"STEPS": "2", "PROMPTS": "8", "EXAMPLES": "24", "TEST": "8",
+                                        "TRACE": ""}),
+         "kk": ("redistill_kk.sh", {"SMOKE": "1"}), "math": ("redistill_math.sh", {"SMOKE": "1"}),
+         "mixture": ("pretrain_mixture.sh", {"TOKENS": "20000", "WIDTHS": "32 48", "DATA": "{}/puzzles",
+                                             "SHARES": "guess=40 worked=60"}),
+         "echo": ("echo_chamber.sh", {"BASE": "assets/tiny_base", "STEPS": "2", "PROMPTS": "4",
+                                      "AT": "1 2", "PROBLEMS": "4", "SAMPLES": "4", "ROUNDS": "1",
+                                      "SEEDS": "1", "KLS": "1e-2"}),
+         "real": ("echo_chamber.sh", {"BASE": "tests/golden", "TRAIN": "{}/gsm.jsonl", "TEST":
+                                      "{0}/gsm.jsonl {0}/math.jsonl", "STEPS": "1", "PROMPTS": "4",
+                                      "AT": "1", "PROBLEMS": "8", "SAMPLES": "2", "ROUNDS": "1",
+                                      "SEEDS": "1", "KLS": "0", "LONGEST": "8", "TEMPLATE": "plain", "PROMPT": "99",
+                                      "ALGORITHMS": "grpo expert"})}
+
+
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory):
-    """All three at toy size, side by side. The lab is stopped once on its way."""
+    """All of them at toy size, side by side. The lab is stopped once on its way."""
     runs = tmp_path_factory.mktemp("experiments")
-    small = {"tiny": {"STEPS": "2", "PROMPTS": "8", "EXAMPLES": "24", "TEST": "8", "TRACE": ""},
-             "kk": {"SMOKE": "1"}, "math": {"SMOKE": "1"}}
+    write(runs / "gsm.jsonl", [{"question": f"{i} + 2?", "answer": f"#### {i + 2}"} for i in range(6)])
+    write(runs / "math.jsonl", [{"problem": f"{i}*2", "solution": f"\\boxed{{{2 * i}}}",
+                                 "level": "Level 2", "type": "Algebra"} for i in range(6)])
 
     def start(name):
+        script, settings = SMALL[name]
+        settings = {key: value.format(runs) for key, value in settings.items()}
         with open(runs / f"{name}.out", "w") as out, open(runs / f"{name}.err", "w") as error:
             return subprocess.Popen(
-                ["bash", os.path.join(ROOT, "scripts", f"redistill_{name}.sh")], stdout=out,
-                stderr=error, start_new_session=True,
-                env={**os.environ, **small[name], "OUT": str(runs / name), "OMP_NUM_THREADS": "1"})
+                ["bash", os.path.join(ROOT, "scripts", script)], stdout=out, stderr=error,
+                start_new_session=True,
+                env={**os.environ, **settings, "OUT": str(runs / name), "OMP_NUM_THREADS": "1"})
 
     def end(process, name):
         code = process.wait()
@@ -179,7 +213,7 @@ def experiments(tmp_path_factory):
         time.sleep(0.05)
     os.killpg(tiny.pid, signal.SIGINT)
     stopped = end(tiny, "tiny")
-    running = {name: start(name) for name in small}
+    running = {name: start(name) for name in SMALL}
     return runs, stopped, {name: end(process, name) for name, process in running.items()}
 
 
@@ -246,6 +280,65 @@ def test_the_papers_experiments_run_at_toy_size(experiments, name):
         assert len(read(runs / name / "data" / "short.jsonl")) == 27
 
 
+def test_mixtures_are_pretrained_at_every_width(experiments):
+    runs, _, ended = experiments
+    out, error, code = ended["mixture"]
+    assert code == 0, error[-2000:]
+    styles = collections.Counter(row["style"] for row in read(runs / "mixture" / "world.jsonl"))
+    assert styles["guess"] * 60 == styles["worked"] * 40
+    prompts = {row["prompt"] for name in ("rl", "test") for row in read(
+        runs / "puzzles" / f"{name}.jsonl")}
+    assert not prompts & {row["prompt"] for row in read(runs / "mixture" / "world.jsonl")}
+    steps = []
+    for width in (32, 48):
+        about = json.loads((runs / "mixture" / f"w{width}" / "model" / "config.json").read_text())
+        assert (about["hidden_size"], about["rope_theta"]) == (width, 500.0)
+        steps.append(len(read(runs / "mixture" / f"w{width}" / "metrics.jsonl")))
+    assert steps[0] == steps[1]                                     # the same documents
+
+
+def test_echo_chamber_reports_what_was_answered(experiments):
+    runs, _, ended = experiments
+    out, error, code = ended["echo"]
+    assert code == 0, error[-2000:]
+    with open(runs / "echo" / "evals.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["algorithm"], row["kl_weight"], row["step"]) for row in rows} == {
+        (*kind, step) for kind in (("grpo", "1e-2"), ("ppo", "1e-2")) for step in "012"} | {
+        ("expert", "0", step) for step in "01"}
+    for row in rows:
+        assert int(row["n"]) == {"easy": 16, "hard": 8}[row["test"]]
+        share = {name[6:]: float(value) for name, value in row.items()
+                 if name.startswith("share_") and value}
+        assert abs(sum(share.values()) - 1) < 1e-3 and "guess" in share
+        right = sum(share[name] * float(row[f"right_in_{name}"]) for name in share)
+        assert abs(right - float(row["accuracy"])) < 1e-3 and row["accuracy"] == row["pass@1"]
+        assert float(row["pass@4"]) >= float(row["pass@2"]) >= float(row["pass@1"])
+    with open(runs / "echo" / "curves.csv") as file:
+        curves = list(csv.DictReader(file))
+    for row in curves:      # Expert Iteration's are counted anew from what was sampled
+        assert int(row["samples"]) == (64 if row["algorithm"] == "expert" else 32 * int(row["step"]))
+    sampled = read(runs / "echo" / "base-0" / "expert-kl0-1" / "round-1" / "rollouts.jsonl")
+    styles = collections.Counter(kk_gen.style_of(row["response"]) for row in sampled)
+    expert = next(row for row in curves if row["algorithm"] == "expert")
+    assert abs(styles["guess"] / len(sampled) - float(expert["share_guess"])) < 1e-4
+    assert (runs / "echo" / "report.md").read_text() in out
+
+
+def test_echo_chamber_runs_on_official_files(experiments):
+    """GSM8K to train on, GSM8K (easy) and MATH (hard) to test on; no answer is right, and it ends."""
+    runs, _, ended = experiments
+    out, error, code = ended["real"]
+    assert code == 0, error[-2000:]
+    assert "no answer is right; the model stays as it is" in error
+    with open(runs / "real" / "evals.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["test"] for row in rows} == {"easy", "hard"}
+    assert {row["task"] for row in read(runs / "real" / "data" / "test.jsonl")} == {"gsm8k", "math"}
+    about = json.loads((runs / "real" / "base-0" / "grpo-kl0-1" / "settings.json").read_text())
+    assert about["settings"]["lr"] == 1e-6 and about["settings"]["temperature"] == 0.7
+
+
 def test_puzzles_are_there_whole_or_not_at_all(tmp_path):
     """Regression: rl.jsonl, by which the lab knows its data, came before the test was cut."""
     fake = tmp_path / "python"              # dies where the last file would be made
@@ -287,7 +380,32 @@ def test_experiments_say_what_they_would_do(tmp_path):
     assert done.returncode == 2 and "made with other settings" in done.stderr
 
 
-# ---- numbers of the report -------------------------------------------------------------------
+# ---- numbers of the reports ------------------------------------------------------------------
+def test_endpoints_by_hand():
+    sys.path.insert(0, os.path.join(ROOT, "scripts"))
+    import echo_report as E
+
+    def level(n, accuracy, **styles):
+        return {"n": n, "accuracy": accuracy, "pass@1": accuracy, "pass@4": 0.9, "majority@4": 0.3,
+                "styles": {name: {"share": share, "right": right}
+                           for name, (share, right) in styles.items()}}
+    # 20 answers, 12 in a (4 of them and 3 of them right), 8 in b
+    both = E.joined([level(10, 0.5, a=(0.4, 1.0), b=(0.6, 1 / 6)), level(10, 0.3, a=(0.8, 0.375),
+                                                                          b=(0.2, 0.0))])
+    assert both["n"] == 20 and both["accuracy"] == 0.4
+    assert both["styles"]["a"]["share"] == 0.6
+    assert abs(both["styles"]["a"]["right"] - 7 / 12) < 1e-12
+    before, after = both, level(20, 0.7, a=(0.1, 0.5), b=(0.9, 0.7))
+    curve = [{"samples": 128 * i, "styles": {"b": {"share": share, "right": 0.5}}}
+             for i, share in enumerate((0.5, 0.79, 0.8, 0.7), 1)]
+    found = E.endpoints({"tests": {0: {"easy": before}, 8: {"easy": after}}, "curve": curve})
+    assert (found["winner"], found["its share"], found["its share before"]) == ("b", 0.9, 0.4)
+    assert found["the most accurate before"] == "a" and found["samples to collapse"] == 384
+    assert found["accuracy, easy"] == (0.4, 0.7) and found["pass@4, easy"] == (0.9, 0.9)
+    assert E.spread([1.0, None, 3.0], ".0f") == "2 (1 to 3); never in 1"
+    assert E.spread([None], ".0f") == "never"
+
+
 def test_rank_correlation_by_hand():
     sys.path.insert(0, os.path.join(ROOT, "scripts"))
     import report

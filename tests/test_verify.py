@@ -531,7 +531,11 @@ def test_command_prints_the_table_and_writes_it(tmp_path):
     code, out, err = command(tmp_path, rows, "--out", "table.json")
     assert (code, err) == (0, "")
     lines = [line.split("  ") for line in out.splitlines()]
-    assert [line[0].strip() for line in lines] == ["task", "math", "math", "math", "kk"]
+    assert [line[0].strip() for line in lines[:5]] == ["task", "math", "math", "math", "kk"]
+    assert out.splitlines()[5:] == ["math, level 1: bare 100.0% (right 50.0%)",
+                                    "math, level 2: bare 100.0% (right 0.0%)",
+                                    "math, level all: bare 100.0% (right 25.0%)",
+                                    "kk, level 2: guess 100.0% (right 100.0%)"]
     report = json.loads((tmp_path / "table.json").read_text())
     assert report["stored_differ"] == 0
     by = {(row["task"], row["level"]): row for row in report["rows"]}
@@ -544,6 +548,20 @@ def test_command_prints_the_table_and_writes_it(tmp_path):
     assert by["math", "all"]["accuracy"] == 0.25 and by["math", "all"]["pass@4"] == 0.5
     knights = by["kk", 2]
     assert knights["accuracy"] == knights["majority@2"] == 1.0 and "pass@4" not in knights
+
+
+def test_styles_and_how_often_they_are_right():
+    box = "\\boxed{%s}" % KK_GOLD
+    table = "A=T B=T: A ok, B no\nA=T B=F: A ok, B ok\n"
+    kk = [rollout(task="kk", response=text, reward=right) for text, right in (
+        (box, 1.0), (box, 0.0), (table + box, 1.0), ("What?\n" + box, 0.0))]
+    assert V.styles(kk) == {"guess": {"share": 0.5, "right": 0.5},
+                            "other": {"share": 0.25, "right": 0.0},
+                            "table": {"share": 0.25, "right": 1.0}}
+    for text, name in (("\nSo it is $2$.\n$\\boxed{2}$", "prose"), ("I do not know", "prose"),
+                       ("\n$$\\boxed{2}", "bare"), ("def answer():\n    return 2\n\\boxed{2}", "code"),
+                       ("Look:\n```python\nx = 2\n```\n\\boxed{2}", "code"), ("", "prose")):
+        assert V.style(rollout(response=text)) == name, text
 
 
 def test_command_does_not_trust_stored_rewards(tmp_path):
