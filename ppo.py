@@ -125,10 +125,12 @@ class Critic:
             return {"value_loss": 0.0, "value_explains": 0.0}
         flat = torch.cat(self.returns)
         off = torch.cat(self.old) - flat
-        share = -(-len(sequences) // s.minibatches)
-        losses = []
-        for first in [*range(0, len(sequences), max(1, share))] * s.updates:
-            which = range(first, min(first + share, len(sequences)))
+        share = -(-len(groups) // s.minibatches)
+        losses, batches, at = [], [], 0
+        for first in range(0, len(groups), share):
+            size = sum(map(len, groups[first:first + share]))
+            batches.append(range(at, at := at + size))
+        for which in batches * s.updates:
             total = sum(len(self.returns[i]) for i in which)
 
             def loss_of(indices, new, mask, _):

@@ -308,8 +308,8 @@ class Ranks:
 
 
 # ---- the run directory -----------------------------------------------------------------------
-MAY_CHANGE = ("out", "resume", "save_every", "keep", "device", "offload", "micro_tokens", "pack",
-              "checkpointing")                              # when a run goes on
+MAY_CHANGE = ("out", "resume", "save_every", "keep", "keep_at", "device", "offload", "micro_tokens",
+              "pack", "checkpointing")                              # when a run goes on
 GIVE_UP_AFTER = 5                                           # updates in a row that were not finite
 
 
@@ -325,7 +325,7 @@ class Run:
 
     def __init__(self, settings, ranks, files: list[str], may_change=MAY_CHANGE):
         self.out, self.keep, self.save_every = settings.out, settings.keep, settings.save_every
-        self.keep_at = set(settings.keep_at)
+        self.keep_at = settings.keep_at
         self.ranks, self.first, self.asked_to_stop = ranks, ranks.rank == 0, None
         self.state = {"step": 0, "best": None}              # of a checkpoint, besides its tensors
         self.also = {}              # further tensors of a checkpoint: by file, what returns them
@@ -345,6 +345,9 @@ class Run:
         cli.check_output(settings_file)
         if self.checkpoint:
             self.state = transformer.read_json(os.path.join(self.checkpoint, "state.json"))
+            if gone := [step for step in self.keep_at if step <= self.state["step"]
+                        and not os.path.isdir(self._kept(step))]:
+                raise ValueError(f"keep_at = {gone}: the run is past that")
         ranks.sum([0.0])                                    # all have looked before one writes
         if self.first:
             self.lock = os.open(self.out, os.O_RDONLY)      # for as long as this process lives
@@ -360,6 +363,9 @@ class Run:
 
     def _checkpoints(self) -> list[str]:
         return sorted(glob.glob(glob.escape(self.out) + "/checkpoint-*[0-9]"), key=_number)
+
+    def _kept(self, step: int) -> str:
+        return os.path.join(self.out, f"step-{step:06d}")
 
     @staticmethod
     def _must_match(before, now, may_change):
@@ -412,7 +418,7 @@ class Run:
             raise FloatingPointError(f"the last {GIVE_UP_AFTER} losses or gradients were not"
                                      f" finite; the checkpoints in {self.out} are from before")
         if row["step"] in self.keep_at and self.first:      # before the checkpoint: no step is lost
-            transformer.save(model, os.path.join(self.out, f"step-{row['step']:06d}"))
+            transformer.save(model, self._kept(row["step"]))
         # All processes must leave at the same step, whichever was asked to.
         stopping = self.ranks.sum([float(self.asked_to_stop is not None)])[0] > 0
         if (row["step"] % self.save_every == 0 or last or stopping) and not optimizer.skipped:

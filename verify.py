@@ -1047,7 +1047,7 @@ def style(rollout: dict) -> str:
     if rollout["task"] == "kk":
         from kk_gen import style_of         # here, because it imports cli, and cli this file
         return style_of(rollout["response"])
-    if re.search(r"^\s*```|^\s*def \w+\(|<llm-code>", rollout["response"], re.MULTILINE):
+    if re.search(r"^[ \t]*(?:```|def \w+\()|<llm-code>", rollout["response"], re.MULTILINE):
         return "code"
     before, box, _ = rollout["response"].rpartition("\\boxed")
     return "prose" if before.strip(" $\n") or not box else "bare"

@@ -21,7 +21,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${QUICK:-}" ]; then
     BASE=${BASE:-assets/tiny_base} SEEDS=${SEEDS:-0} OUT=${OUT:-runs/echo-quick}
-    KLS=${KLS:-0 1e-2} AT=${AT:-8 32} SAMPLES=${SAMPLES:-16}
+    KLS=${KLS:-0 1e-2} STEPS=${STEPS:-16} PROMPTS=${PROMPTS:-16} AT=${AT:-4 $STEPS}
+    SAMPLES=${SAMPLES:-16}
 fi
 BASE=${BASE:-} TRAIN=${TRAIN:-} TEST=${TEST:-}
 SEEDS=${SEEDS:-1 2 3}
@@ -29,25 +30,33 @@ OUT=${OUT:-runs/echo}
 STUDIES=${STUDIES:-algorithms shares sizes}
 ALGORITHMS=${ALGORITHMS:-grpo ppo expert}   # the last is Expert Iteration
 WIDTH=${WIDTH:-96}                  # of the models in most runs
-WIDTHS=${WIDTHS:-64 128}            # and of the others, in the study of sizes
+WIDTHS=${WIDTHS:-32 64}             # and of the others, in the study of sizes
 OTHERS=${OTHERS:-none few most}     # mixtures in the study of shares, beside even
 TOKENS=${TOKENS:-12000000}          # of pretraining
-STEPS=${STEPS:-32}
-PROMPTS=${PROMPTS:-$([ "$TRAIN" ] && echo 64 || echo 16)}   # in a step, 8 answers to each
-AT=${AT:-2 8 $STEPS}                # steps after which a model is tested
+STEPS=${STEPS:-48}
+PROMPTS=${PROMPTS:-$([ "$TRAIN" ] && echo 64 || echo 32)}   # in a step, 8 answers to each
+AT=${AT:-12 $STEPS}                 # steps after which a model is tested
 KLS=${KLS:-0 1e-3 1e-2}
 KL=${KL:-1e-3}                      # where it is not the question
-PROBLEMS=${PROBLEMS:-48}            # easy ones to test on and half as many hard ones; of TEST: in all
+PROBLEMS=${PROBLEMS:-32}            # easy ones to test on and half as many hard ones; of TEST: in all
 SAMPLES=${SAMPLES:-64}              # of each, so pass@k and majority@k up to it
 ROUNDS=${ROUNDS:-4}                 # of Expert Iteration, which draws as many answers in all
-LONGEST=${LONGEST:-$([ "$TRAIN" ] && echo 1024 || echo 300)}     # answer, in tokens
+LONGEST=${LONGEST:-$([ "$TRAIN" ] && echo 1024 || echo 300)}     # answer to train on, in tokens
+TESTED=${TESTED:-$([ "$TRAIN" ] && echo $LONGEST || echo 440)}   # and in a test: 4 people take more
 PROMPT=${PROMPT:-$([ "$TRAIN" ] && echo 1024 || echo 200)}       # longest prompt to train on
 TEMPLATE=${TEMPLATE-base}           # prompts of TRAIN and TEST; empty: as problems.py has it
 DATA=$OUT/data
 REPORT=$OUT/report.md
 settings=(BASE TRAIN TEST TEMPLATE WIDTH TOKENS STEPS PROMPTS AT PROBLEMS SAMPLES ROUNDS LONGEST
-          rl ppo sft)
+          TESTED rl ppo sft)
 . scripts/stages.sh
+
+wrong() { echo "$*" >&2; exit 2; }
+for step in $AT; do [ $step -le $STEPS ] || wrong "AT=$AT: there are STEPS=$STEPS"; done
+case " $AT " in *" $STEPS "*) ;; *) AT="$AT $STEPS" ;; esac
+[ $SAMPLES -ge 2 ] || wrong "SAMPLES=$SAMPLES: at least 2, for pass@k and majority@k"
+[ $((STEPS * PROMPTS % ROUNDS)) = 0 ] || wrong "ROUNDS=$ROUNDS: must share out $STEPS x $PROMPTS"
+[ "$TRAIN" ] || [ -z "$TEST" ] || wrong "TEST=$TEST is for TRAIN"
 
 declare -A shares=(         # of documents; every mixture is as long
     [even]="guess=34 table=33 worked=33"
@@ -58,25 +67,25 @@ MAIN=even
 rl=(--steps $STEPS --prompts $PROMPTS --group 8 --max-prompt-tokens $PROMPT
     --max-new-tokens $LONGEST --kl-every 4 --rollouts 0)
 if [ "$TRAIN" ]; then       # the study's, where they are known
-    : "${BASE:?names a model directory}" "${TEST:?names problems to test on}"
+    [ "$BASE" -a "$TEST" ] || wrong "TRAIN needs a BASE, and a TEST"
     rl+=(--temperature 0.7 --lr 1e-6)
     ppo=(--lr 1e-6 --critic-lr 7e-6)
     sft="--lr 1e-6 --batch 32 --epochs 2"
 else
-    rl+=(--temperature 1 --lr 3e-4 --warmup 4)
-    ppo=(--lr 1e-4 --critic-lr 1e-3 --updates 1)
+    rl+=(--temperature 1 --lr 6e-4 --warmup 4)
+    ppo=(--lr 2e-4 --critic-lr 1e-3 --updates 1)
     sft="--lr 5e-4 --batch 16 --epochs 2 --max-length 512"
 fi
 if [ "$BASE" ]; then
     MAIN=base WIDTH=0 STUDIES=algorithms
-    [ -e "$BASE/config.json" ] || { echo "BASE=$BASE: no such model directory" >&2; exit 2; }
+    [ -e "$BASE/config.json" ] || wrong "BASE=$BASE: no such model directory"
 fi
 
 evaluate() {        # evaluate DIR N MODEL: what it writes after N steps, as DIR/eval/N.json
     local made=$1/eval/$2.json
     stage 30 "$made" "test ${1#"$OUT"/} after $2" \
         python sample.py --model "$3" --data "$DATA/test.jsonl" --n $SAMPLES --temperature 1 \
-        --max-new-tokens $LONGEST --out "${made}l"
+        --max-new-tokens $TESTED --out "${made}l"
     stage 5 "$made" "what it wrote" python verify.py "${made}l" --out "$made"
     [ $mode != run ] || rm -f "${made}l"*           # 10 MB
 }
@@ -91,13 +100,16 @@ reinforce() {       # reinforce ALGORITHM KL MIXTURE WIDTH SEED
 }
 
 iterate() {         # iterate MIXTURE WIDTH SEED: Expert Iteration
-    local run=$OUT/$1-$2/expert-kl0-$3 round
+    local run=$OUT/$1-$2/expert-kl0-$3 round step
     stage $((STEPS * PROMPTS / 6)) "$run/round-$ROUNDS/sft/model" \
         "Expert Iteration from $1, width $2, seed $3" env BASE="$(base $1 $2)" \
-        DATA="$DATA/rl.jsonl" OUT="$run" SEED=$3 ROUNDS=$ROUNDS SAMPLES=8 PER_PROBLEM=8 \
+        DATA="$DATA/rl.jsonl" OUT="$run" SEED=$3 ROUNDS=$ROUNDS SAMPLES=8 PER_PROBLEM=8 FROM=last \
         PROBLEMS=$((STEPS * PROMPTS / ROUNDS)) TOKENS=$LONGEST SFT="$sft" TEST= \
         bash scripts/expert_iteration.sh
-    for round in $(seq $ROUNDS); do evaluate "$run" $round "$run/round-$round/sft/model"; done
+    for step in $AT; do             # after as many answers as those have drawn
+        round=$((step * ROUNDS / STEPS))
+        [ $round = 0 ] || evaluate "$run" $round "$run/round-$round/sft/model"
+    done
 }
 
 base() { [ "$BASE" ] && echo "$BASE" || echo "$OUT/mixtures/$1/w$2/model"; }
@@ -140,6 +152,7 @@ experiment() {
         ! studies shares || for name in $OTHERS; do compare $name $WIDTH $KL $seed; done
         ! studies sizes || for width in $WIDTHS; do compare $MAIN $width $KL $seed; done
     done
+    [ $mode != run ] || rm -f "$REPORT"                     # of all that is there by now
     stage 10 "$REPORT" "the report" python scripts/echo_report.py --run "$OUT" --out "$OUT"
 }
 

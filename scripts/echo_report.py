@@ -6,7 +6,6 @@ Writes report.md, evals.csv (every model that was tested), curves.csv (every ste
 where matplotlib is installed, figure.png. What the words mean stands at the top of echo_chamber.sh.
 """
 import glob
-import json
 import os
 import re
 import sys
@@ -18,6 +17,7 @@ from report import COLOURS, write_csv  # noqa: E402
 from verify import read_rollouts, reward, styles  # noqa: E402
 
 COLLAPSED = 0.8     # share of one style
+SEEN = 0.02         # share of a style that counts as one of a model's
 
 
 @dataclass
@@ -69,7 +69,7 @@ def rounds(run: str) -> list[dict]:
 
 
 def read_runs(folder: str) -> list[dict]:
-    """Every run that is finished: of what it is, its curve, and {step: what the test says}."""
+    """Every run that was tested after its last step: what it is, its curve, its tests by step."""
     trained_on = {(row["task"], row["level"]) for row in cli.read_jsonl(
         os.path.join(folder, "data", "rl.jsonl"), "task", "level")}
     runs = []
@@ -79,29 +79,45 @@ def read_runs(folder: str) -> list[dict]:
         points = {0: os.path.join(os.path.dirname(path), "eval", "0.json")} | {
             int(os.path.splitext(os.path.basename(file))[0]): file
             for file in glob.glob(glob.escape(path) + "/eval/*.json")}
-        curve = rounds(path) if algorithm == "expert" else [
-            row for row in cli.read_jsonl(path + "/metrics.jsonl") if row["step"]]
-        if len(points) > 1 and curve:
-            runs.append({"mixture": mixture, "width": int(width), "algorithm": algorithm, "kl": kl,
-                         "seed": int(seed), "curve": curve, "tests": {
-                             step: tested(file, trained_on) for step, file in sorted(points.items())}})
+        if algorithm == "expert":
+            curve = rounds(path)
+        elif os.path.isdir(path + "/model"):
+            curve = [row for row in cli.read_jsonl(path + "/metrics.jsonl") if row["step"]]
+        else:
+            curve = []
+        if not curve or curve[-1]["step"] not in points:
+            print(f"{path}: not finished, left out", file=sys.stderr)
+            continue
+        after = {0: 0} | {row["step"]: row["samples"] for row in curve}
+        runs.append({"mixture": mixture, "width": int(width), "algorithm": algorithm, "kl": kl,
+                     "seed": int(seed), "curve": curve, "after": after, "tests": {
+                         step: tested(file, trained_on) for step, file in sorted(points.items())}})
     if not runs:
         cli.stop(f"{folder}: no tested run of echo_chamber.sh")
+    if not all("easy" in of for run in runs for of in run["tests"].values()):
+        cli.stop(f"{folder}: no problem of the test is of a task and level that was trained on")
     return runs
 
 
 # ---- what it says ----------------------------------------------------------------------------
+def collapse(run: dict) -> int | None:
+    """Answers drawn before the model first writes COLLAPSED of its own, or of the easy test's, alike."""
+    seen = [(run["after"][row["step"] - 1], row["styles"]) for row in run["curve"]] + [
+        (run["after"][step], of["easy"]["styles"]) for step, of in run["tests"].items()]
+    return min((drawn for drawn, of in seen if max(one["share"] for one in of.values()) >= COLLAPSED),
+               default=None)
+
+
 def endpoints(run: dict) -> dict:
     first, last = run["tests"][0], run["tests"][max(run["tests"])]
     shares = {name: of["share"] for name, of in last["easy"]["styles"].items()}
     winner = max(shares, key=shares.get)
     before = first["easy"]["styles"]
-    best = max(before, key=lambda name: before[name]["right"] * (before[name]["share"] > 0.02))
+    best = max(before, key=lambda name: before[name]["right"] * (before[name]["share"] >= SEEN))
     found = {"winner": winner, "its share": shares[winner],
              "its share before": before.get(winner, {"share": 0.0})["share"],
              "the most accurate before": best,
-             "samples to collapse": next((row["samples"] for row in run["curve"] if max(
-                 of["share"] for of in row["styles"].values()) >= COLLAPSED), None),
+             "samples to collapse": collapse(run),
              "KL": next((row["kl"] for row in reversed(run["curve"]) if "kl" in row), None)}
     for test in first:
         most = max(int(name[5:]) for name in first[test] if name.startswith("pass@"))
@@ -137,8 +153,11 @@ def start(mixture: str, width: int) -> str:
 
 def report(runs: list[dict], drawn: bool) -> str:
     seeds = sorted({run["seed"] for run in runs})
-    lines = ["# Echo chamber", "", f"{len(runs)} runs, seeds {', '.join(map(str, seeds))}: means and"
-             " ranges. Shares are of answers to the easy test.", "", "The models before:", ""]
+    lines = ["# Echo chamber", "", f"{len(runs)} runs, seeds {', '.join(map(str, seeds))} (of what"
+             " follows pretraining): means and ranges. Shares are of answers to the easy test; a"
+             f" style may come to {COLLAPSED:.0%} in these or, before, in answers drawn to train on."
+             " PPO updates several times a step, Expert Iteration can be seen only once a round.",
+             "", "The models before:", ""]
     names = sorted({name for run in runs for of in run["tests"].values() for test in of.values()
                     for name in test["styles"]})
     lines += ["| mixture, width | easy | hard | " + " | ".join(
@@ -154,8 +173,8 @@ def report(runs: list[dict], drawn: bool) -> str:
     found = {key: [endpoints(run) for run in of] for key, of in cells_of(runs).items()}
     kinds = [name for name in next(iter(found.values()))[0] if ", " in name]
     lines += ["", "After the last step (gains in points, over the model before):", "",
-              "| mixture, width | algorithm | KL weight | winner | its share | samples until a style"
-              " has 80 % | KL | " + " | ".join(kinds) + " |", "|" + " --- |" * (7 + len(kinds))]
+              "| mixture, width | algorithm | KL weight | winner | its share | drawn until a style has"
+              f" {COLLAPSED:.0%} | KL | " + " | ".join(kinds) + " |", "|" + " --- |" * (7 + len(kinds))]
     for (mixture, width, algorithm, kl), ends in found.items():
         winners = [end["winner"] for end in ends]
         row = [start(mixture, width), algorithm, kl if algorithm != "expert" else "",
@@ -169,8 +188,9 @@ def report(runs: list[dict], drawn: bool) -> str:
         lines.append("| " + " | ".join(row) + " |")
     ends = sum(found.values(), [])
     agree = sum(end["winner"] == end["the most accurate before"] for end in ends)
-    lines += ["", f"The winner was the style that the model before was most often right in, in {agree}"
-              f" of {len(ends)} runs."]
+    lines += ["", "The winner was the style that the model before was most often right in (of those"
+              f" with a share of {SEEN:.0%}) in {agree} of {len(ends)} runs, from"
+              f" {len({key[:2] for key in found})} models."]
     if drawn:
         lines += ["", "![styles, gains, pass@k](figure.png)"]
     return "\n".join(lines) + "\n"
@@ -194,10 +214,11 @@ def figure(runs: list[dict], path: str) -> bool:
     except ImportError:
         return False
     names = sorted({name for run in runs for row in run["curve"] for name, of in row["styles"].items()
-                    if of["share"] > 0.02})
+                    if of["share"] >= SEEN})
     colours = dict(zip(names, COLOURS[1:]))
     cells = cells_of(runs)
-    main = max(cells, key=lambda key: sum(key[:2] == other[:2] for other in cells))[:2]
+    main = max(cells, key=lambda key: (sum(key[:2] == other[:2] for other in cells),
+                                       key[0] == "even", key[1]))[:2]
     plot, axes = pyplot.subplots(2, 3, layout="constrained", figsize=(14, 8))
 
     def mean(values):
@@ -232,8 +253,8 @@ def figure(runs: list[dict], path: str) -> bool:
         axis.set(xticks=range(len(keys)), ylim=(0, 1), title=title)
         axis.set_xticklabels(labels, fontsize=8)
 
-    kls = sorted({key[3] for key in cells if key[:3] == (*main, "grpo")}, key=float)
-    middle = kls[len(kls) // 2] if kls else "0"
+    kls = [key[3] for key in cells if key[2] == "grpo"]
+    middle = max(sorted(set(kls), key=float), key=kls.count, default="0")   # the one of all studies
     for axis, algorithm, kl, word in zip(axes[0], ("grpo", "ppo", "expert"), (middle, middle, "0"),
                                          ("GRPO", "PPO", "Expert Iteration")):
         if (*main, algorithm, kl) in cells:
@@ -274,7 +295,7 @@ def main():
     evals, curves = [], []
     for run in runs:
         label = {name if name != "kl" else "kl_weight": run[name] for name in about}
-        evals += [{**label, "step": step, "test": test, **as_columns(of)}
+        evals += [{**label, "step": step, "samples": run["after"][step], "test": test, **as_columns(of)}
                   for step, tests in run["tests"].items() for test, of in tests.items()]
         curves += [{**label, **as_columns({key: row[key] for key in (
             "step", "samples", "reward", "length", "kl", "entropy", "equal_groups", "value_explains",

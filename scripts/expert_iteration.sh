@@ -7,7 +7,7 @@
 #     ROUNDS=5 FROM=base TEST=data/tiny/test.jsonl ...
 #
 # Each round has problems of its own, as many as DATA holds for one. The same command goes on where it
-# stopped. OUT/round-N/model is the model after N rounds.
+# stopped. OUT/round-N/sft/model is the model after N rounds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${BASE:?names a model directory}" "${DATA:?names problems}"
@@ -30,8 +30,8 @@ model=$BASE
 for round in $(seq "$ROUNDS"); do
     dir=$OUT/round-$round
     mkdir -p "$dir"
-    [ -e "$dir/problems.jsonl" ] || sed -n "$(((round - 1) * PROBLEMS + 1)),$((round * PROBLEMS))p" \
-        "$OUT/problems.jsonl" > "$dir/problems.jsonl"
+    sed -n "$(((round - 1) * PROBLEMS + 1)),$((round * PROBLEMS))p" "$OUT/problems.jsonl" \
+        > "$dir/problems.jsonl"
     run "$dir/rollouts.jsonl" python sample.py --model "$model" --data "$dir/problems.jsonl" \
         --n "$SAMPLES" --temperature 1 --max-new-tokens "$TOKENS" --seed $((SEED * 1000 + round)) \
         --out "$dir/rollouts.jsonl"
@@ -47,7 +47,7 @@ for round in $(seq "$ROUNDS"); do
         echo "round $round: no answer is right; the model stays as it is" >&2
         mkdir -p "$dir/sft"
         rm -rf "$dir/sft/model.partial"
-        cp -r "$start" "$dir/sft/model.partial"
+        cp -rL "$model" "$dir/sft/model.partial"
         mv "$dir/sft/model.partial" "$dir/sft/model"
     fi
     model=$dir/sft/model

@@ -3,7 +3,7 @@
 # 2, 3 and 4 people, every answer right, each style in exactly its share of the documents (of every
 # hundred of them). Whatever the shares are, the corpus holds TOKENS tokens.
 #
-#     bash scripts/pretrain_mixture.sh                  # runs/mixture-0/w64/model, w96, w128
+#     bash scripts/pretrain_mixture.sh                  # runs/mixture-0/w32/model, w64, w96
 #     SHARES="guess=30 worked=70" WIDTHS=96 OUT=runs/two bash scripts/pretrain_mixture.sh
 #
 # Styles: see kk_gen.py, --cot. No puzzle of scripts/tiny_data.sh is among the documents. The same
@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 SEED=${SEED:-0}
 SHARES=${SHARES:-guess=34 table=33 worked=33}
 PEOPLE=${PEOPLE:-2=40 3=45 4=15}
-WIDTHS=${WIDTHS:-64 96 128}
+WIDTHS=${WIDTHS:-32 64 96}
 TOKENS=${TOKENS:-12000000}
 DATA=${DATA:-data/tiny}             # holds test, sft and rl.jsonl, or will
 OUT=${OUT:-runs/mixture-$SEED}

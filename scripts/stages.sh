@@ -25,7 +25,9 @@ stage() {       # stage SECONDS MADE WHAT COMMAND...   (SECONDS: roughly, to kno
         fi
         printf '\n[%d/%d] %s (%d:%02d gone%s)\n' $number $stages "$what" \
             $((now / 60)) $((now % 60)) "$time_left"
-        [ -e "$(dirname "$made")/metrics.jsonl" ] && set -- "$@" --resume
+        if [ "$1" = python ] && [ -e "$(dirname "$made")/metrics.jsonl" ]; then
+            set -- "$@" --resume
+        fi
         "$@"
         left=$((left - cost)) spent=$((spent + cost))
     fi
@@ -55,7 +57,8 @@ conduct() {     # conduct [--dry-run]
         echo "$OUT was made with other settings (see $OUT/settings.txt): give another OUT" >&2
         exit 2
     fi
-    echo "$made_with" > "$OUT/settings.txt"
+    echo "$made_with" > "$OUT/settings.txt.partial"
+    mv "$OUT/settings.txt.partial" "$OUT/settings.txt"
     trap 'echo; echo "stopped; the same command goes on from here" >&2; exit 130' INT TERM
     SECONDS=0
     experiment

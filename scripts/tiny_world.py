@@ -49,6 +49,8 @@ def exactly(flag: str, shares: list[str], known, total: int) -> list[str]:
     for name, share in share_of.items():
         ends += share / sum(share_of.values())
         names += [name] * (round(ends * total) - len(names))
+        if share and name not in names:
+            cli.stop(f"{flag} {' '.join(shares)}: less than one {name} in {total} documents")
     return names
 
 

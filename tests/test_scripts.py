@@ -398,9 +398,16 @@ def test_endpoints_by_hand():
     before, after = both, level(20, 0.7, a=(0.1, 0.5), b=(0.9, 0.7))
     curve = [{"samples": 128 * i, "styles": {"b": {"share": share, "right": 0.5}}}
              for i, share in enumerate((0.5, 0.79, 0.8, 0.7), 1)]
-    found = E.endpoints({"tests": {0: {"easy": before}, 8: {"easy": after}}, "curve": curve})
+    for row in curve:
+        row["step"] = row["samples"] // 128
+    run = {"tests": {0: {"easy": before}, 4: {"easy": after}}, "curve": curve,
+           "after": {i: 128 * i for i in range(5)}}
+    found = E.endpoints(run)
     assert (found["winner"], found["its share"], found["its share before"]) == ("b", 0.9, 0.4)
-    assert found["the most accurate before"] == "a" and found["samples to collapse"] == 384
+    assert found["the most accurate before"] == "a" and found["samples to collapse"] == 256
+    for row in curve:                                   # then it is seen in the test alone
+        row["styles"]["b"]["share"] = 0.7
+    assert E.collapse(run) == 512 and E.collapse({**run, "tests": {0: {"easy": before}}}) is None
     assert found["accuracy, easy"] == (0.4, 0.7) and found["pass@4, easy"] == (0.9, 0.9)
     assert E.spread([1.0, None, 3.0], ".0f") == "2 (1 to 3); never in 1"
     assert E.spread([None], ".0f") == "never"

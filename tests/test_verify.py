@@ -562,6 +562,8 @@ def test_styles_and_how_often_they_are_right():
                        ("\n$$\\boxed{2}", "bare"), ("def answer():\n    return 2\n\\boxed{2}", "code"),
                        ("Look:\n```python\nx = 2\n```\n\\boxed{2}", "code"), ("", "prose")):
         assert V.style(rollout(response=text)) == name, text
+    for text in ("\n" * 10**6, " \n" * 10**6, " " * 10**6):      # linear, or this takes an hour
+        assert V.style(rollout(response=text)) == "prose"
 
 
 def test_command_does_not_trust_stored_rewards(tmp_path):
