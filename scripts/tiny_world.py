@@ -19,7 +19,6 @@ from tqdm import tqdm
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import cli  # noqa: E402
 import kk_gen  # noqa: E402
-from sample import load_tokenizer  # noqa: E402
 
 BLOCK = 100     # documents in which the shares are exact, where tokens are counted
 
@@ -85,6 +84,7 @@ def main():
                 for path in settings.exclude for _, statements in kk_gen.read_puzzles(path)}
     rng = random.Random(f"tiny world, seed {settings.seed}")
     if settings.tokens:
+        from sample import load_tokenizer       # here, because it takes seconds to import torch
         encode = load_tokenizer(settings.tokenizer).encode
     lines, tokens = [], 0
     with tqdm(total=settings.num or settings.tokens, disable=None, unit_scale=True,

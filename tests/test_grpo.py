@@ -317,6 +317,11 @@ def test_thirty_steps_learn(toy, tmp_path):
     text = (tmp_path / "r" / "texts" / "step-000030.txt").read_text()
     assert sampled[0]["prompt"] in text and sampled[0]["response"] in text
 
+    past = run(toy, *BASIC, "--out", tmp_path / "r", "--steps", "30", "--eval", "held_out.jsonl",
+               "--eval-n", "4", "--eval-temperature", "1", "--eval-max-new-tokens", "12",
+               "--resume", "--keep-at", "7", script="grpo.py")
+    assert past.returncode == 2 and "keep_at = [7]: the run is past that" in past.stderr
+
     # The buffer trains the base, as it is: re-distillation.
     again = run(toy, "--model", "base/model", "--data", tmp_path / "r" / "rollouts" / files[-1],
                 "--out", tmp_path / "sft", "--max-length", "128")

@@ -72,6 +72,7 @@ def test_mistakes_are_one_line(tmp_path):
     for flags, words in ((("--num", 5, "--shares", "table"), "search=60 table=40"),
                          (("--num", 5, "--shares", "prose=1"), "of search, table"),
                          (("--num", 5, "--shares", "table=1", "--people", "3"), "2=60 3=40"),
+                         (("--num", 5, "--shares", "table=1", "guess=0.01"), "less than one guess"),
                          (("--num", 0, "--shares", "table=1"), "either --num or --tokens"),
                          (("--num", 5, "--tokens", 9, "--shares", "table=1"), "either --num or")):
         done = world(tmp_path, *flags)
@@ -355,6 +356,54 @@ def test_puzzles_are_there_whole_or_not_at_all(tmp_path):
     assert run(f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}").returncode == 0
     assert [len(read(tmp_path / "d" / f"{name}.jsonl")) for name in ("test", "sft", "rl")] == [
         12, 5, 3000]
+
+
+def test_stages_go_on_where_they_stopped(tmp_path):
+    """Regression: --resume is for our commands; a script in between would stop at it."""
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "metrics.jsonl").touch()
+    (tmp_path / "done").touch()
+    script = tmp_path / "experiment.sh"
+    script.write_text("""set -euo pipefail
+OUT=$1 REPORT=$1/report LEVEL=${LEVEL:-1} settings=(LEVEL)
+. "$2"
+python() { echo "python got $*"; }
+experiment() {
+    stage 5 "$OUT/done" "what is there" false
+    stage 5 "$OUT/half/model" "ours" python sft.py --lr 1
+    stage 5 "$OUT/half/model" "a script" env echo got
+    stage 5 "$OUT/half/model" "ours" python again
+}
+conduct "${@:3}"
+""")
+
+    def run(*flags, **env):
+        return subprocess.run(["bash", script, tmp_path, os.path.join(ROOT, "scripts", "stages.sh"),
+                               *flags], env={**os.environ, **env}, capture_output=True, text=True)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "got" in line]
+    assert lines == ["python got sft.py --lr 1 --resume", "got"]
+    assert "[2/3] ours" in done.stdout and "[3/3] a script" in done.stdout
+    assert [line for line in run("--dry-run").stdout.splitlines() if line[:1] == "#"] == [
+        "# 1. what is there", "# 2. ours", "# 3. a script"]
+    other = run(LEVEL="2")
+    assert other.returncode == 2 and "made with other settings" in other.stderr
+    assert (tmp_path / "settings.txt").read_text() == "LEVEL: 1\n"
+    assert run("--fast").returncode == 2
+
+
+def test_echo_chamber_refuses_what_cannot_be(tmp_path):
+    for wrong, words in (({"AT": "9", "STEPS": "4"}, "AT=9: there are STEPS=4"),
+                         ({"SAMPLES": "1"}, "SAMPLES=1: at least 2"), ({"ROUNDS": "7"}, "ROUNDS=7"),
+                         ({"TEST": "x"}, "TEST=x is for TRAIN"), ({"TRAIN": "x"}, "TRAIN needs a BASE"),
+                         ({"BASE": "nowhere"}, "BASE=nowhere: no such model")):
+        done = subprocess.run(["bash", os.path.join(ROOT, "scripts", "echo_chamber.sh")],
+                              env={**os.environ, **wrong, "OUT": str(tmp_path / "out")},
+                              capture_output=True, text=True)
+        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
 
 
 def test_experiments_say_what_they_would_do(tmp_path):
