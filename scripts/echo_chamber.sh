@@ -21,8 +21,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ "${QUICK:-}" ]; then
     BASE=${BASE:-assets/tiny_base} SEEDS=${SEEDS:-0} OUT=${OUT:-runs/echo-quick}
-    KLS=${KLS:-0 1e-2} STEPS=${STEPS:-16} PROMPTS=${PROMPTS:-16} AT=${AT:-4 $STEPS}
-    SAMPLES=${SAMPLES:-16}
+    KLS=${KLS:-0 1e-2} STEPS=${STEPS:-16} AT=${AT:-4 $STEPS} SAMPLES=${SAMPLES:-16}
 fi
 BASE=${BASE:-} TRAIN=${TRAIN:-} TEST=${TEST:-}
 SEEDS=${SEEDS:-1 2 3}
@@ -31,11 +30,11 @@ STUDIES=${STUDIES:-algorithms shares sizes}
 ALGORITHMS=${ALGORITHMS:-grpo ppo expert}   # the last is Expert Iteration
 WIDTH=${WIDTH:-96}                  # of the models in most runs
 WIDTHS=${WIDTHS:-32 64}             # and of the others, in the study of sizes
-OTHERS=${OTHERS:-none few most}     # mixtures in the study of shares, beside even
-TOKENS=${TOKENS:-12000000}          # of pretraining
-STEPS=${STEPS:-48}
-PROMPTS=${PROMPTS:-$([ "$TRAIN" ] && echo 64 || echo 32)}   # in a step, 8 answers to each
-AT=${AT:-12 $STEPS}                 # steps after which a model is tested
+OTHERS=${OTHERS:-none few most}     # mixtures in the study of shares, beside `some`
+TOKENS=${TOKENS:-16000000}          # of pretraining
+STEPS=${STEPS:-32}
+PROMPTS=${PROMPTS:-$([ "$TRAIN" ] && echo 64 || echo 16)}   # in a step, 8 answers to each
+AT=${AT:-8 $STEPS}                  # steps after which a model is tested
 KLS=${KLS:-0 1e-3 1e-2}
 KL=${KL:-1e-3}                      # where it is not the question
 PROBLEMS=${PROBLEMS:-32}            # easy ones to test on and half as many hard ones; of TEST: in all
@@ -59,11 +58,11 @@ case " $AT " in *" $STEPS "*) ;; *) AT="$AT $STEPS" ;; esac
 [ "$TRAIN" ] || [ -z "$TEST" ] || wrong "TEST=$TEST is for TRAIN"
 
 declare -A shares=(         # of documents; every mixture is as long
-    [even]="guess=34 table=33 worked=33"
-    [none]="guess=50 table=50 worked=0"
-    [few]="guess=45 table=45 worked=10"
-    [most]="guess=20 table=20 worked=60")
-MAIN=even
+    [some]="guess=60 table=10 worked=30"
+    [none]="guess=90 table=10 worked=0"
+    [few]="guess=80 table=10 worked=10"
+    [most]="guess=30 table=10 worked=60")
+MAIN=some
 rl=(--steps $STEPS --prompts $PROMPTS --group 8 --max-prompt-tokens $PROMPT
     --max-new-tokens $LONGEST --kl-every 4 --rollouts 0)
 if [ "$TRAIN" ]; then       # the study's, where they are known
@@ -72,8 +71,8 @@ if [ "$TRAIN" ]; then       # the study's, where they are known
     ppo=(--lr 1e-6 --critic-lr 7e-6)
     sft="--lr 1e-6 --batch 32 --epochs 2"
 else
-    rl+=(--temperature 1 --lr 6e-4 --warmup 4)
-    ppo=(--lr 2e-4 --critic-lr 1e-3 --updates 1)
+    rl+=(--temperature 1 --lr 3e-4 --warmup 4)
+    ppo=(--lr 1e-4 --critic-lr 1e-3 --updates 1)
     sft="--lr 5e-4 --batch 16 --epochs 2 --max-length 512"
 fi
 if [ "$BASE" ]; then

@@ -218,7 +218,7 @@ def figure(runs: list[dict], path: str) -> bool:
     colours = dict(zip(names, COLOURS[1:]))
     cells = cells_of(runs)
     main = max(cells, key=lambda key: (sum(key[:2] == other[:2] for other in cells),
-                                       key[0] == "even", key[1]))[:2]
+                                       key[0] == "some", key[1]))[:2]
     plot, axes = pyplot.subplots(2, 3, layout="constrained", figsize=(14, 8))
 
     def mean(values):

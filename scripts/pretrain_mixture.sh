@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Pretrains tiny models of several widths on one mixture of answer styles: Knights & Knaves puzzles of
-# 2, 3 and 4 people, every answer right, each style in exactly its share of the documents (of every
+# 3 and 4 people, every answer right, each style in exactly its share of the documents (of every
 # hundred of them). Whatever the shares are, the corpus holds TOKENS tokens.
 #
 #     bash scripts/pretrain_mixture.sh                  # runs/mixture-0/w32/model, w64, w96
@@ -11,10 +11,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 SEED=${SEED:-0}
-SHARES=${SHARES:-guess=34 table=33 worked=33}
-PEOPLE=${PEOPLE:-2=40 3=45 4=15}
+SHARES=${SHARES:-guess=60 table=10 worked=30}
+PEOPLE=${PEOPLE:-3=85 4=15}
 WIDTHS=${WIDTHS:-32 64 96}
-TOKENS=${TOKENS:-12000000}
+TOKENS=${TOKENS:-16000000}
 DATA=${DATA:-data/tiny}             # holds test, sft and rl.jsonl, or will
 OUT=${OUT:-runs/mixture-$SEED}
 REPORT=$OUT

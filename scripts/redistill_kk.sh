@@ -32,7 +32,7 @@ estimate=(--prompt-tokens 300 --answer-tokens 700)
 if [ "$SMOKE" ]; then
     rl=4 test=2 two=9 three=18 STEPS=2 REPLAY=2 keep=(--wrong)  # the random model is never right
     grpo=(--steps 2 --prompts 2 --group 2 --max-prompt-tokens 700 --max-new-tokens 16)
-    regrpo=("${grpo[@]}") greedy=(--temperature 0 --max-new-tokens 16) estimate=() effect=() TRACE=0
+    regrpo=("${grpo[@]}") greedy=(--temperature 0 --max-new-tokens 16) estimate=() effect=() TRACE=
 fi
 
 make_data() {
