@@ -29,9 +29,10 @@ OUT=${OUT:-runs/echo}
 STUDIES=${STUDIES:-algorithms shares sizes}
 ALGORITHMS=${ALGORITHMS:-grpo ppo expert}   # the last is Expert Iteration
 WIDTH=${WIDTH:-96}                  # of the models in most runs
-WIDTHS=${WIDTHS:-32 64}             # and of the others, in the study of sizes
+WIDTHS=${WIDTHS:-48 128}            # and of the others, in the study of sizes
 OTHERS=${OTHERS:-none few most}     # mixtures in the study of shares, beside `some`
-TOKENS=${TOKENS:-16000000}          # of pretraining
+LESSONS=${LESSONS:-9000000}         # tokens of pretraining: see pretrain_mixture.sh
+TOKENS=${TOKENS:-3000000}
 STEPS=${STEPS:-32}
 PROMPTS=${PROMPTS:-$([ "$TRAIN" ] && echo 64 || echo 16)}   # in a step, 8 answers to each
 AT=${AT:-8 $STEPS}                  # steps after which a model is tested
@@ -46,7 +47,7 @@ PROMPT=${PROMPT:-$([ "$TRAIN" ] && echo 1024 || echo 200)}       # longest promp
 TEMPLATE=${TEMPLATE-base}           # prompts of TRAIN and TEST; empty: as problems.py has it
 DATA=$OUT/data
 REPORT=$OUT/report.md
-settings=(BASE TRAIN TEST TEMPLATE WIDTH TOKENS STEPS PROMPTS AT PROBLEMS SAMPLES ROUNDS LONGEST
+settings=(BASE TRAIN TEST TEMPLATE WIDTH LESSONS TOKENS STEPS PROMPTS AT PROBLEMS SAMPLES ROUNDS LONGEST
           TESTED rl ppo sft)
 . scripts/stages.sh
 
@@ -111,12 +112,12 @@ iterate() {         # iterate MIXTURE WIDTH SEED: Expert Iteration
     done
 }
 
-base() { [ "$BASE" ] && echo "$BASE" || echo "$OUT/mixtures/$1/w$2/model"; }
+base() { [ "$BASE" ] && echo "$BASE" || echo "$OUT/mixtures/$1/w$2/mixture/model"; }
 
 begin() {           # begin MIXTURE WIDTH: the model as it is before
-    [ "$BASE" ] || stage $((TOKENS * $2 / 800000)) "$(base $1 $2)" \
-        "pretrain width $2 on ${shares[$1]}" env SHARES="${shares[$1]}" WIDTHS=$2 TOKENS=$TOKENS \
-        SEED=0 OUT="$OUT/mixtures/$1" bash scripts/pretrain_mixture.sh
+    [ "$BASE" ] || stage $(((LESSONS + TOKENS) * $2 / 800000)) "$(base $1 $2)" \
+        "pretrain width $2 on ${shares[$1]}" env SHARES="${shares[$1]}" WIDTHS=$2 SEED=0 \
+        LESSONS=$LESSONS TOKENS=$TOKENS OUT="$OUT/mixtures/$1" bash scripts/pretrain_mixture.sh
     evaluate "$OUT/$1-$2" 0 "$(base $1 $2)"
 }
 

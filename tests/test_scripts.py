@@ -176,8 +176,9 @@ def test_our_puzzles_get_another_prompt(tmp_path):
 SMALL = {"tiny": ("redistill_tiny.sh", {"STEPS": "2", "PROMPTS": "8", "EXAMPLES": "24", "TEST": "8",
                                         "TRACE": ""}),
          "kk": ("redistill_kk.sh", {"SMOKE": "1"}), "math": ("redistill_math.sh", {"SMOKE": "1"}),
-         "mixture": ("pretrain_mixture.sh", {"TOKENS": "20000", "WIDTHS": "32 48", "DATA": "{}/puzzles",
-                                             "SHARES": "guess=40 worked=60"}),
+         "mixture": ("pretrain_mixture.sh", {"LESSONS": "20000", "TOKENS": "10000", "WIDTHS": "32 48",
+                                             "SHARES": "guess=50 worked=40 table=10 search=0",
+                                             "DATA": "{}/puzzles"}),
          "echo": ("echo_chamber.sh", {"BASE": "assets/tiny_base", "STEPS": "2", "PROMPTS": "4",
                                       "AT": "1 2", "PROBLEMS": "4", "SAMPLES": "4", "ROUNDS": "1",
                                       "SEEDS": "1", "KLS": "1e-2"}),
@@ -285,16 +286,22 @@ def test_mixtures_are_pretrained_at_every_width(experiments):
     runs, _, ended = experiments
     out, error, code = ended["mixture"]
     assert code == 0, error[-2000:]
-    styles = collections.Counter(row["style"] for row in read(runs / "mixture" / "world.jsonl"))
-    assert styles["guess"] * 60 == styles["worked"] * 40
-    prompts = {row["prompt"] for name in ("rl", "test") for row in read(
-        runs / "puzzles" / f"{name}.jsonl")}
-    assert not prompts & {row["prompt"] for row in read(runs / "mixture" / "world.jsonl")}
+    for name, shares in (("lessons", {"worked": 80, "table": 20}),
+                         ("mixture", {"guess": 50, "worked": 40, "table": 10})):
+        rows = read(runs / "mixture" / f"{name}.jsonl")
+        styles = collections.Counter(row["style"] for row in rows)
+        assert styles == {style: share * len(rows) // 100 for style, share in shares.items()}
+        held_out = {row["prompt"] for part in ("rl", "test") for row in read(
+            runs / "puzzles" / f"{part}.jsonl")}
+        assert not held_out & {row["prompt"] for row in rows}
     steps = []
     for width in (32, 48):
-        about = json.loads((runs / "mixture" / f"w{width}" / "model" / "config.json").read_text())
+        folder = runs / "mixture" / f"w{width}" / "mixture"
+        about = json.loads((folder / "model" / "config.json").read_text())
         assert (about["hidden_size"], about["rope_theta"]) == (width, 500.0)
-        steps.append(len(read(runs / "mixture" / f"w{width}" / "metrics.jsonl")))
+        made = json.loads((folder / "settings.json").read_text())["settings"]
+        assert made["model"].endswith(f"w{width}/lessons/model")
+        steps.append(len(read(folder / "metrics.jsonl")))
     assert steps[0] == steps[1]                                     # the same documents
 
 
