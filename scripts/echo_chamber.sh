@@ -11,7 +11,7 @@
 # Trained on puzzles of 3 people, tested on others of 3 (easy) and of 4 (hard). Endpoints, stated before
 # the runs that count (seeds 1 to 3; settings were chosen on seed 0):
 #   winner      the style most answers to the easy test have after the last step
-#   collapse    the first step in whose answers one style has 80 %
+#   collapse    how many answers are drawn before the winner has 80 % of them
 #   gain        accuracy (pass@1) after the last step less the base's, on the easy and on the hard test
 #   diversity   pass@64 and majority@64, likewise
 # The same command goes on where it stopped. With BASE, any model directory, nothing is pretrained. With

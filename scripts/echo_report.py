@@ -77,8 +77,8 @@ def read_runs(folder: str) -> list[dict]:
         mixture, _, width = os.path.basename(os.path.dirname(path)).rpartition("-")
         algorithm, kl, seed = re.fullmatch(r"(\w+)-kl(.+)-(\d+)", os.path.basename(path)).groups()
         points = {0: os.path.join(os.path.dirname(path), "eval", "0.json")} | {
-            int(os.path.splitext(os.path.basename(file))[0]): file
-            for file in glob.glob(glob.escape(path) + "/eval/*.json")}
+            int(name[1]): name[0] for name in (re.fullmatch(r".*/(\d+)\.json", file) for file in
+                                               glob.glob(glob.escape(path) + "/eval/*.json")) if name}
         if algorithm == "expert":
             curve = rounds(path)
         elif os.path.isdir(path + "/model"):
@@ -100,11 +100,11 @@ def read_runs(folder: str) -> list[dict]:
 
 
 # ---- what it says ----------------------------------------------------------------------------
-def collapse(run: dict) -> int | None:
-    """Answers drawn before the model first writes COLLAPSED of its own, or of the easy test's, alike."""
+def collapse(run: dict, winner: str) -> int | None:
+    """Answers drawn before the winner first has COLLAPSED of those to train on, or of the easy test's."""
     seen = [(run["after"][row["step"] - 1], row["styles"]) for row in run["curve"]] + [
         (run["after"][step], of["easy"]["styles"]) for step, of in run["tests"].items()]
-    return min((drawn for drawn, of in seen if max(one["share"] for one in of.values()) >= COLLAPSED),
+    return min((drawn for drawn, of in seen if winner in of and of[winner]["share"] >= COLLAPSED),
                default=None)
 
 
@@ -117,7 +117,7 @@ def endpoints(run: dict) -> dict:
     found = {"winner": winner, "its share": shares[winner],
              "its share before": before.get(winner, {"share": 0.0})["share"],
              "the most accurate before": best,
-             "samples to collapse": collapse(run),
+             "samples to collapse": collapse(run, winner),
              "KL": next((row["kl"] for row in reversed(run["curve"]) if "kl" in row), None)}
     for test in first:
         most = max(int(name[5:]) for name in first[test] if name.startswith("pass@"))
@@ -154,8 +154,8 @@ def start(mixture: str, width: int) -> str:
 def report(runs: list[dict], drawn: bool) -> str:
     seeds = sorted({run["seed"] for run in runs})
     lines = ["# Echo chamber", "", f"{len(runs)} runs, seeds {', '.join(map(str, seeds))} (of what"
-             " follows pretraining): means and ranges. Shares are of answers to the easy test; a"
-             f" style may come to {COLLAPSED:.0%} in these or, before, in answers drawn to train on."
+             " follows pretraining): means and ranges. Shares are of answers to the easy test;"
+             f" {COLLAPSED:.0%} may come in these or, before, in answers drawn to train on."
              " PPO updates several times a step, Expert Iteration can be seen only once a round.",
              "", "The models before:", ""]
     names = sorted({name for run in runs for of in run["tests"].values() for test in of.values()
@@ -173,7 +173,7 @@ def report(runs: list[dict], drawn: bool) -> str:
     found = {key: [endpoints(run) for run in of] for key, of in cells_of(runs).items()}
     kinds = [name for name in next(iter(found.values()))[0] if ", " in name]
     lines += ["", "After the last step (gains in points, over the model before):", "",
-              "| mixture, width | algorithm | KL weight | winner | its share | drawn until a style has"
+              "| mixture, width | algorithm | KL weight | winner | its share | drawn until it has"
               f" {COLLAPSED:.0%} | KL | " + " | ".join(kinds) + " |", "|" + " --- |" * (7 + len(kinds))]
     for (mixture, width, algorithm, kl), ends in found.items():
         winners = [end["winner"] for end in ends]
@@ -261,11 +261,12 @@ def figure(runs: list[dict], path: str) -> bool:
             shares(axis, (*main, algorithm, kl), word + (f", KL weight {kl}" if kl != "0" else ""))
     keys = [key for key in cells if key[:2] == main]
     at_end(axes[1][0], keys, [f"{key[2]}\n{key[3]}" if key[2] != "expert" else "expert"
-                              for key in keys], "At the end, by KL weight")
+                              for key in keys], "At the end, by KL weight (accuracy: o before, _ after)")
     others = [key for key in cells if key[2:] == ("grpo", middle)]
-    at_end(axes[1][1], others, [start(*key[:2]).replace(", ", "\n") for key in others],
-           "GRPO, by mixture and width (o: before, _: after)")
-    axis = axes[1][2]
+    if len(others) > 1:
+        at_end(axes[1][2], others, [start(*key[:2]).replace(", ", "\n") for key in others],
+               "GRPO, by mixture and width (o: before, _: after)")
+    axis = axes[1][1]
     for key, colour in zip([(*main, algorithm, kl) for algorithm, kl in (
             ("grpo", middle), ("ppo", middle), ("expert", "0"))], COLOURS[1:]):
         for run in cells.get(key, ()):
@@ -275,7 +276,8 @@ def figure(runs: list[dict], path: str) -> bool:
                 axis.plot(ks, [tests[step]["easy"][f"pass@{k}"] for k in ks], style, color=tint,
                           label=(key[2] if step else "before") if run is cells[key][0] and (
                               step or key[2] == "grpo") else None)
-    axis.set(xscale="log", xlabel="k", ylabel="pass@k, easy test", title="pass@k", ylim=(0, 1))
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="k", ylabel="pass@k, easy test", title="pass@k", ylim=(0, 1.02))
     axis.legend(frameon=False, fontsize=8)
     for axis in axes.flatten():
         axis.set_visible(axis.has_data())

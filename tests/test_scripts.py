@@ -463,7 +463,9 @@ def test_endpoints_by_hand():
     assert found["the most accurate before"] == "a" and found["samples to collapse"] == 256
     for row in curve:                                   # then it is seen in the test alone
         row["styles"]["b"]["share"] = 0.7
-    assert E.collapse(run) == 512 and E.collapse({**run, "tests": {0: {"easy": before}}}) is None
+    assert E.collapse(run, "b") == 512
+    assert E.collapse({**run, "tests": {0: {"easy": before}}}, "b") is None
+    assert E.collapse(run, "c") is None
     assert found["accuracy, easy"] == (0.4, 0.7) and found["pass@4, easy"] == (0.9, 0.9)
     assert E.spread([1.0, None, 3.0], ".0f") == "2 (1 to 3); never in 1"
     assert E.spread([None], ".0f") == "never"
