@@ -70,11 +70,11 @@ if [ "$TRAIN" ]; then       # the study's, where they are known
     [ "$BASE" -a "$TEST" ] || wrong "TRAIN needs a BASE, and a TEST"
     rl+=(--temperature 0.7 --lr 1e-6)
     ppo=(--lr 1e-6 --critic-lr 7e-6)
-    sft="--lr 1e-6 --batch 32 --epochs 2"
+    sft="--lr 1e-6 --batch 32 --epochs 2 --norm token"
 else
     rl+=(--temperature 1 --lr 3e-4 --warmup 4)
     ppo=(--lr 1e-4 --critic-lr 1e-3 --updates 1)
-    sft="--lr 5e-4 --batch 16 --epochs 2 --max-length 512"
+    sft="--lr 5e-4 --batch 16 --epochs 2 --norm token --max-length 512"
 fi
 if [ "$BASE" ]; then
     MAIN=base WIDTH=0 STUDIES=algorithms

@@ -261,7 +261,7 @@ def figure(runs: list[dict], path: str) -> bool:
             shares(axis, (*main, algorithm, kl), word + (f", KL weight {kl}" if kl != "0" else ""))
     keys = [key for key in cells if key[:2] == main]
     at_end(axes[1][0], keys, [f"{key[2]}\n{key[3]}" if key[2] != "expert" else "expert"
-                              for key in keys], "At the end, by KL weight (accuracy: o before, _ after)")
+                              for key in keys], "At the end, by KL weight (o before, _ after)")
     others = [key for key in cells if key[2:] == ("grpo", middle)]
     if len(others) > 1:
         at_end(axes[1][2], others, [start(*key[:2]).replace(", ", "\n") for key in others],

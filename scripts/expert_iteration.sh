@@ -17,7 +17,9 @@ PROBLEMS=${PROBLEMS:-64}        # in a round
 SAMPLES=${SAMPLES:-8}           # of each (Echo Chamber: 64)
 PER_PROBLEM=${PER_PROBLEM:-4}   # correct ones kept of each, all different
 TOKENS=${TOKENS:-300}           # longest answer
-read -ra sft <<< "${SFT:---lr 5e-4 --batch 16 --epochs 2 --max-length 512}"
+# A mean over tokens: in a mean over sequences the first token of a short answer, which says what kind
+# of answer it will be, counts more than that of a long one, and short wrong habits never go.
+read -ra sft <<< "${SFT:---lr 5e-4 --batch 16 --epochs 2 --norm token --max-length 512}"
 case $FROM in last | base) ;; *) echo "FROM=$FROM: last or base" >&2; exit 2 ;; esac
 
 run() {         # run MADE COMMAND...

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -189,34 +190,59 @@ SMALL = {"tiny": ("redistill_tiny.sh", {"STEPS": "2", "PROMPTS": "8", "EXAMPLES"
                                       "ALGORITHMS": "grpo expert"})}
 
 
-@pytest.fixture(scope="module")
-def experiments(tmp_path_factory):
-    """All of them at toy size, side by side. The lab is stopped once on its way."""
-    runs = tmp_path_factory.mktemp("experiments")
-    write(runs / "gsm.jsonl", [{"question": f"{i} + 2?", "answer": f"#### {i + 2}"} for i in range(6)])
-    write(runs / "math.jsonl", [{"problem": f"{i}*2", "solution": f"\\boxed{{{2 * i}}}",
-                                 "level": "Level 2", "type": "Algebra"} for i in range(6)])
+class Experiments:
+    """All of them at toy size, one after another beside the other tests. The lab is stopped once."""
 
-    def start(name):
+    def __init__(self, runs):
+        self.runs, self.running, self.given_up = runs, None, False
+        write(runs / "gsm.jsonl", [{"question": f"{i} + 2?", "answer": f"#### {i + 2}"}
+                                   for i in range(6)])
+        write(runs / "math.jsonl", [{"problem": f"{i}*2", "solution": f"\\boxed{{{2 * i}}}",
+                                     "level": "Level 2", "type": "Algebra"} for i in range(6)])
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def start(self, name):
         script, settings = SMALL[name]
-        settings = {key: value.format(runs) for key, value in settings.items()}
-        with open(runs / f"{name}.out", "w") as out, open(runs / f"{name}.err", "w") as error:
-            return subprocess.Popen(
+        settings = {key: value.format(self.runs) for key, value in settings.items()}
+        with open(self.runs / f"{name}.out", "w") as out, open(self.runs / f"{name}.err", "w") as error:
+            self.running = subprocess.Popen(
                 ["bash", os.path.join(ROOT, "scripts", script)], stdout=out, stderr=error,
                 start_new_session=True,
-                env={**os.environ, **settings, "OUT": str(runs / name), "OMP_NUM_THREADS": "1"})
+                env={**os.environ, **settings, "OUT": str(self.runs / name), "OMP_NUM_THREADS": "1"})
 
-    def end(process, name):
-        code = process.wait()
-        return (runs / f"{name}.out").read_text(), (runs / f"{name}.err").read_text(), code
+    def end(self, name):
+        code = self.running.wait()
+        return (*((self.runs / f"{name}.{what}").read_text() for what in ("out", "err")), code)
 
-    tiny = start("tiny")
-    while tiny.poll() is None and "[8/" not in (runs / "tiny.out").read_text():
-        time.sleep(0.05)
-    os.killpg(tiny.pid, signal.SIGINT)
-    stopped = end(tiny, "tiny")
-    running = {name: start(name) for name in SMALL}
-    return runs, stopped, {name: end(process, name) for name, process in running.items()}
+    def run(self):
+        self.start("tiny")
+        while self.running.poll() is None and "[8/" not in (self.runs / "tiny.out").read_text():
+            time.sleep(0.05)
+        self.signal(signal.SIGINT)
+        self.stopped, self.ended = self.end("tiny"), {}
+        for name in SMALL:
+            if not self.given_up:
+                self.start(name)
+                self.ended[name] = self.end(name)
+
+    def signal(self, number):
+        try:
+            os.killpg(self.running.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def give_up(self):
+        self.given_up = True
+        if self.thread.is_alive():
+            self.signal(signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def experiments(pytestconfig):
+    found = pytestconfig.experiments
+    found.thread.join()
+    return found.runs, found.stopped, found.ended
 
 
 def test_the_lab_stops_and_goes_on(experiments):
