@@ -208,7 +208,8 @@ class Experiments:
         with open(self.runs / f"{name}.out", "w") as out, open(self.runs / f"{name}.err", "w") as error:
             self.running = subprocess.Popen(
                 ["bash", os.path.join(ROOT, "scripts", script)], stdout=out, stderr=error,
-                start_new_session=True,
+                start_new_session=True,     # and Ctrl-C is heard even where the tests are told not to
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 env={**os.environ, **settings, "OUT": str(self.runs / name), "OMP_NUM_THREADS": "1"})
 
     def end(self, name):
