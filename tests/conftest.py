@@ -1,10 +1,13 @@
 """The experiments of test_scripts.py take minutes, mostly of one core: they run beside the other tests,
 from the first test on, and what looks at them comes last."""
+import os
 import pathlib
 import shutil
 import tempfile
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported: two lanes, two cores
 
 
 def looks(item) -> bool:
