@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import cli  # noqa: E402
-from report import COLOURS, write_csv  # noqa: E402
+from report import COLOURS, as_columns, write_csv, write_report  # noqa: E402
 from verify import read_rollouts, reward, styles  # noqa: E402
 
 COLLAPSED = 0.8     # share of one style
@@ -196,12 +196,10 @@ def report(runs: list[dict], drawn: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_columns(row: dict) -> dict:
-    """A row for a CSV file: a column for each style's share, and for how often it is right."""
-    flat = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
-    for name, of in row.get("styles", {}).items():
-        flat |= {f"share_{name}": of["share"], f"right_in_{name}": of["right"]}
-    return flat
+def flat(row: dict) -> dict:
+    """A row for a CSV file."""
+    return {key: value for key, value in row.items()
+            if not isinstance(value, dict | list)} | as_columns(row)
 
 
 # ---- how it looks ----------------------------------------------------------------------------
@@ -297,22 +295,15 @@ def main():
     evals, curves = [], []
     for run in runs:
         label = {name if name != "kl" else "kl_weight": run[name] for name in about}
-        evals += [{**label, "step": step, "samples": run["after"][step], "test": test, **as_columns(of)}
+        evals += [{**label, "step": step, "samples": run["after"][step], "test": test, **flat(of)}
                   for step, tests in run["tests"].items() for test, of in tests.items()]
-        curves += [{**label, **as_columns({key: row[key] for key in (
+        curves += [{**label, **flat({key: row[key] for key in (
             "step", "samples", "reward", "length", "kl", "entropy", "equal_groups", "value_explains",
             "styles") if key in row})} for row in run["curve"]]
     write_csv(os.path.join(settings.out, "evals.csv"), evals)
     write_csv(os.path.join(settings.out, "curves.csv"), curves)
     drawn = figure(runs, os.path.join(settings.out, "figure.png"))
-    text = report(runs, drawn)
-    path = os.path.join(settings.out, "report.md")          # the last: where it is, all is
-    with open(path + ".partial", "w") as file:
-        file.write(text)
-    os.replace(path + ".partial", path)
-    print(text)
-    if not drawn:
-        print("(pip install matplotlib, and the report has figures)")
+    write_report(settings.out, report(runs, drawn), drawn)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import cli  # noqa: E402
-from kk_gen import STYLES, style_of  # noqa: E402
-from verify import read_rollouts, reward, summary  # noqa: E402
+from kk_gen import STYLES  # noqa: E402
+from verify import read_rollouts, reward, styles, summary  # noqa: E402
 
 SMOOTH = 5      # steps in the running mean that says when GRPO has converged
 TOLD = {"base": "the base", "sft_a": "re-distilled, A", "sft_b": "re-distilled, B",
@@ -63,20 +63,7 @@ def models_of(run: str) -> dict[str, dict]:
                 model["answer_tokens"] = sum(len(row["tokens"]) for row in examples)
         else:
             model |= {"made_with": "GRPO", "examples": curve[-1]["samples"], "curve": curve}
-            for row in curve:
-                path = f"{folder}/rollouts/step-{row['step']:06d}.jsonl"
-                if os.path.exists(path):
-                    row["styles"] = styles(read_rollouts(path))
     return models
-
-
-def styles(rollouts: list[dict]) -> dict[str, tuple[float, float]]:
-    """For each style of K&K answers: its share, and how many of its answers are right."""
-    rights = {}
-    for rollout in rollouts if rollouts[0]["task"] == "kk" else []:
-        rights.setdefault(style_of(rollout["response"]), []).append(rollout["reward"])
-    return {style: (len(right) / len(rollouts), sum(right) / len(right))
-            for style, right in rights.items()}
 
 
 def measured(run: str, name: str) -> dict[tuple[str, str], dict]:
@@ -220,9 +207,9 @@ def report(runs: list[dict], settings) -> str:
                           if (how, level) in model["cells"]]) for how in hows for level in levels),
                f"{sum(cell['length'] for cell in cells) / len(cells):.0f}"]
         for style in written:
-            shares = [cell["styles"].get(style, (0.0, 0.0)) for cell in cells]
-            share = sum(share for share, _ in shares)
-            right = sum(share * right for share, right in shares)
+            shares = [cell["styles"][style] for cell in cells if style in cell["styles"]]
+            share = sum(of["share"] for of in shares)
+            right = sum(of["share"] * of["right"] for of in shares)
             row.append(f"{share / len(cells):.0%}, {right / share:.0%}" if share else "0")
         lines.append("| " + " | ".join(row) + " |")
     found = {how: [findings(models, how, settings.policy) for models in runs] for how in hows}
@@ -257,18 +244,30 @@ def tables(names: list[str], runs: list[dict]) -> tuple[list[dict], list[dict]]:
             for (how, level), cell in model["cells"].items():
                 flat.append({**about, "decoding": how, "level": level, **{
                     key: value for key, value in cell.items() if key != "styles"},
-                    **as_columns(cell["styles"])})
+                    **as_columns(cell)})
             for row in model.get("curve", ()):
                 curves.append({"run": about["run"], "start": model["from"], **{
                     key: row[key] for key in ("step", "samples", "tokens", "reward", "length", "kl",
                                               "cut_off", "entropy", "equal_groups") if key in row},
-                    **as_columns(row.get("styles", {}))})
+                    **as_columns(row)})
     return flat, curves
 
 
-def as_columns(shares: dict) -> dict[str, float]:
-    return {f"{what}_{style}": number for style, pair in sorted(shares.items())
-            for what, number in zip(("share", "right_in"), pair)}
+def as_columns(row: dict) -> dict[str, float]:
+    """Columns for each style of a row: its share, and how often it is right."""
+    return {f"{what}_{style}": of[key] for style, of in sorted(row.get("styles", {}).items())
+            for what, key in (("share", "share"), ("right_in", "right"))}
+
+
+def write_report(out: str, text: str, drawn: bool) -> None:
+    """report.md, the last of a report's files: where it is, all are."""
+    path = os.path.join(out, "report.md")
+    with open(path + ".partial", "w") as file:
+        file.write(text)
+    os.replace(path + ".partial", path)
+    print(text)
+    if not drawn:
+        print("(pip install matplotlib, and the report has figures)")
 
 
 # ---- how it looks ----------------------------------------------------------------------------
@@ -286,7 +285,7 @@ def figure(runs: list[dict], policy: str, path: str) -> bool:
         return False
     first = runs[0]
     how = next(iter(first["base"]["cells"]))[0]
-    styled = any(row.get("styles") for row in first[policy]["curve"])
+    styled = any(set(STYLES) & set(row["styles"]) for row in first[policy]["curve"])
     weighed = [name for name in first if first[name].get("effect_cosine", "") != ""]
     rows = 2 if styled or weighed else 1
     plot, axes = pyplot.subplots(rows, 2, layout="constrained", figsize=(11, 4.4 * rows))
@@ -333,7 +332,7 @@ def figure(runs: list[dict], policy: str, path: str) -> bool:
     axes[1].legend(frameon=False, fontsize=8)
     if styled:
         for style, colour in zip(STYLES, COLOURS[1:]):
-            over_runs(axes[2], [[row["styles"].get(style, (0.0, 0.0))[0] for row in
+            over_runs(axes[2], [[row["styles"].get(style, {"share": 0.0})["share"] for row in
                                  models[policy]["curve"]] for models in runs], style, colour)
         axes[2].set(xlabel="GRPO step", ylabel="share of answers", ylim=(0, 1),
                     title=f"Styles, {told(policy)}")
@@ -376,13 +375,7 @@ def main():
     for name, rows in zip(("models", "curves"), tables(settings.runs, runs)):
         write_csv(os.path.join(settings.out, name + ".csv"), rows)
     text = report(runs, settings)
-    path = os.path.join(settings.out, "report.md")      # the last: where it is, all is
-    with open(path + ".partial", "w") as file:
-        file.write(text)
-    os.replace(path + ".partial", path)
-    print(text)
-    if not drawn:
-        print("(pip install matplotlib, and the report has figures)")
+    write_report(settings.out, text, drawn)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,10 @@ def main():
     rng = random.Random(f"tiny world, seed {settings.seed}")
     if settings.tokens:
         from sample import load_tokenizer       # here, because it takes seconds to import torch
-        encode = load_tokenizer(settings.tokenizer).encode
+        try:
+            encode = load_tokenizer(settings.tokenizer).encode
+        except ValueError as error:
+            cli.stop(error)
     lines, tokens = [], 0
     with tqdm(total=settings.num or settings.tokens, disable=None, unit_scale=True,
               unit=" documents" if settings.num else " tokens") as bar:

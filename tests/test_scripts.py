@@ -73,6 +73,7 @@ def test_mistakes_are_one_line(tmp_path):
     for flags, words in ((("--num", 5, "--shares", "table"), "search=60 table=40"),
                          (("--num", 5, "--shares", "prose=1"), "of search, table"),
                          (("--num", 5, "--shares", "table=1", "--people", "3"), "2=60 3=40"),
+                         (("--tokens", 5, "--shares", "table=1", "--tokenizer", "nowhere"), "nowhere"),
                          (("--num", 5, "--shares", "table=1", "guess=0.01"), "less than one guess"),
                          (("--num", 0, "--shares", "table=1"), "either --num or --tokens"),
                          (("--num", 5, "--tokens", 9, "--shares", "table=1"), "either --num or")):
