@@ -148,11 +148,11 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_size, bias=True)
         self.o_proj = Linear(q_size, config.hidden_size, bias=False)
 
-    def forward(self, x, cos, sin, attend):
+    def forward(self, x, attend):
         B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)        # [B, heads, T, D]
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = attend(self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v)     # [B, H, T, D]
+        y = attend(self.layer, q, k, v)                                         # [B, H, T, D]
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -175,8 +175,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, attend):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+    def forward(self, x, attend):
+        x = x + self.self_attn(self.input_layernorm(x), attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -208,27 +208,27 @@ class Transformer(nn.Module):
         tied = self.config.tie_word_embeddings
         return self.model["embed_tokens"].weight if tied else self.lm_head.weight
 
-    def hidden(self, tokens, lengths=None, positions=None, attend=None):
+    def hidden(self, tokens, lengths=None, attend=None):
         """The normalised last hidden state, [B, T] -> [B, T, C].
 
         lengths: the row ([1, T]) holds sequences of these lengths end to end.
-        positions, attend(layer, q, k, v): the sampler passes its own, to attend to its cache.
+        attend(layer, q, k, v): the sampler's own, which knows their positions and its cache.
         """
         check_packed(tokens, lengths)
-        if positions is None:
+        if attend is None:
             positions = torch.cat([torch.arange(n, device=tokens.device)
                                    for n in lengths or [tokens.shape[1]]])      # [T]
-        if attend is None:
+            cos, sin = rotary(positions, self.config)
+
             def attend(layer, q, k, v):
-                return causal_attention(q, k, v, lengths)
+                return causal_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, lengths)
         x = F.embedding(tokens, self.model["embed_tokens"].weight)              # [B, T, C]
         x = x.to(self.compute_dtype or x.dtype)
-        cos, sin = rotary(positions, self.config)
         for block in self.model["layers"]:
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, attend, use_reentrant=False)
+                x = checkpoint(block, x, attend, use_reentrant=False)
             else:
-                x = block(x, cos, sin, attend)
+                x = block(x, attend)
         return self.model["norm"](x)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -316,6 +316,7 @@ class _TokenLogprobs(torch.autograd.Function):
             mean = (z.exp_() * dz).sum(-1)
             change[rows] = (dz.gather(-1, targets[rows, None]).squeeze(-1) - mean) / ctx.temperature
         return change, torch.zeros_like(change)
+
 
 def _slices(length: int, width: int) -> list[slice]:
     """Cut range(length) so that a piece has about LOGITS_AT_ONCE elements when `width` wide."""

@@ -10,9 +10,10 @@ other: embed the last token, run the layers against the cache, draw the next tok
 The running sequences are always the first slots: when one ends, the last one moves into its
 place, and when enough slots are free, waiting prompts are let in.
 
-On a CPU `_step` runs as it is written, over just the live slots and the live length. On CUDA the
-same `_step` is captured in one graph per rounded-up (batch, length), drawing and note-taking
-included, and the host looks only every 16 steps whether anything has ended.
+On a CPU `_step` runs as it is written, over just the live slots and the live pages. On CUDA the
+same `_step` is captured in one graph per rounded-up number of live slots, drawing and note-taking
+included, with the attention of kernel.py in the place of `_paged_attention`; the host looks only
+every 16 steps whether anything has ended.
 """
 import json
 import math
@@ -27,7 +28,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 import model as transformer
-from model import causal_attention, head_logits
+from model import causal_attention, head_logits, rotary, rotate
+
+try:
+    import kernel
+except ImportError:         # no Triton, which comes with PyTorch for CUDA on Linux
+    kernel = None
 
 
 @dataclass
@@ -168,7 +174,7 @@ class _Slots:
         self.logprob = per_slot(slots, new + 1, dtype=torch.float32)
         self.state = (self.numbers, self.flags, self.drawn, self.logprob)
         self.stop = torch.tensor(sorted(stop), dtype=torch.int64, device=weight.device)
-        self.graphs = {} if weight.is_cuda else None        # (batch, pages) -> CUDA graph
+        self.graphs = {} if weight.is_cuda else None        # (live slots, pages) -> CUDA graph
         # All of them use the same memory: one runs at a time, and leaves what it made in `state`.
         self.pool = torch.cuda.graph_pool_handle() if weight.is_cuda else None
 
@@ -194,7 +200,10 @@ class _Slots:
         kept = self.cache.new_empty(c.num_hidden_layers, 2, -(-T // PAGE), len(prompts),
                                     c.num_key_value_heads, PAGE, c.head_dim)
 
+        cos, sin = rotary(torch.arange(T, device=device), c)
+
         def attend(layer, q, k, v):                                             # k [B, KV, T, D]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             for i, x in enumerate((k, v)):
                 x = torch.nn.functional.pad(x, (0, 0, 0, -T % PAGE))
                 kept[layer, i] = x.unflatten(2, (-1, PAGE)).permute(2, 0, 1, 3, 4)
@@ -237,10 +246,19 @@ class _Slots:
         self.finished[rows] |= stopped & running
         self.done[rows] |= stopped | (self.count[rows] >= self.limit[rows])
 
-    def _step(self, reach: tuple[int, ...]):
-        """One token more for the live slots; only the first reach[p] slots have a page p."""
-        c, live, length = self.model.config, reach[0], len(reach) * PAGE
+    def _step(self, live: int, reach: list[int] | None):
+        """One token more for the first `live` slots; see `_paged_attention`. None: kernel.py's."""
         position = self.position[:live]                                         # [b]
+        cos, sin = rotary(position[:, None], self.model.config)                 # [b, 1, 1, D]
+        attend = self._paged_attention(position, cos, sin, reach) if reach else (
+            lambda layer, q, k, v: kernel.attend(q, k, v, cos, sin, position, self.done[:live],
+                                                 *self.cache[layer]))
+        hidden = self.model.hidden(self.token[:live, None], attend=attend)      # [b, 1, C]
+        self._record(slice(live), head_logits(hidden[:, 0], self.head))
+
+    def _paged_attention(self, position, cos, sin, reach: list[int]):
+        """attend(layer, q, k, v) for a token each; only the first reach[p] slots have a page p."""
+        c, live, length = self.model.config, reach[0], len(reach) * PAGE
         row = torch.arange(live, device=position.device)
         heads = torch.arange(c.num_key_value_heads, device=position.device)
         cell = ((position // PAGE * self.slots + row)[:, None] * len(heads) + heads) * PAGE
@@ -249,6 +267,7 @@ class _Slots:
             torch.arange(length, device=position.device) > position[:, None, None, None], -math.inf)
 
         def attend(layer, q, k, v):                                             # q [b, H, 1, D]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             keys, values = self.cache[layer]                                    # [P, S, KV, PAGE, D]
             keys.view(-1, c.head_dim).index_copy_(0, cell, k.reshape(-1, c.head_dim))
             values.view(-1, c.head_dim).index_copy_(0, cell, v.reshape(-1, c.head_dim))
@@ -261,9 +280,7 @@ class _Slots:
             for p, n in enumerate(reach[1:], 1):
                 y[:n] += weights[p][:n] @ values[p, :n]
             return y.view(live, -1, 1, c.head_dim)
-        hidden = self.model.hidden(self.token[:live, None], positions=position[:, None],
-                                   attend=attend)                               # [b, 1, C]
-        self._record(slice(live), head_logits(hidden[:, 0], self.head))
+        return attend
 
     def step(self, lengths: list[int]):
         """A step for live slots of at most these lengths."""
@@ -272,25 +289,26 @@ class _Slots:
             for slot in reversed(range(len(lengths))):
                 while len(reach) * PAGE < lengths[slot]:
                     reach.append(slot + 1)
-            return self._step(tuple(reach))
-        live = min(_round_up(len(lengths)), self.slots)
-        pages = min(_round_up(-(-max(lengths) // PAGE)), self.cache.shape[2])
+            return self._step(len(lengths), reach)
+        live, pages = min(_round_up(len(lengths)), self.slots), 0
+        if kernel is None:
+            pages = min(_round_up(-(-max(lengths) // PAGE)), self.cache.shape[2])
         if (live, pages) not in self.graphs:
-            self.graphs[live, pages] = self._capture((live,) * pages)
+            self.graphs[live, pages] = self._capture(live, [live] * pages or None)
         self.graphs[live, pages].replay()
 
-    def _capture(self, reach):
+    def _capture(self, live: int, reach: list[int] | None):
         before = [tensor.clone() for tensor in self.state]      # the warm-up really draws a token
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            self._step(reach)
+            self._step(live, reach)
         torch.cuda.current_stream().wait_stream(side)
         for tensor, old in zip(self.state, before):
             tensor.copy_(old)                                   # what it put in the cache is right
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
-            self._step(reach)
+            self._step(live, reach)
         return graph
 
     def move(self, source: int, to: int, length: int):

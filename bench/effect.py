@@ -1,11 +1,10 @@
 """How fast sample effects are, beside one backward pass for each example.
 
-    python bench/effect.py                  # CPU: the tiny base, 512 worked examples
-    python bench/effect.py --device cuda    # 1.5B shape with random weights, 1000 x 700 tokens
+    python bench/effect.py          # the tiny base on a CPU, 512 worked examples
 
-Sides alternate; medians of --rounds. The one-by-one side is timed on --few examples. On cuda the
-limit is three forward passes: what a forward pass costs for the weights, their slope and that of the
-activations. Ends in one JSON line.
+Sides alternate; medians of --rounds. The one-by-one side is timed on --few examples. Beside them
+three forward passes: what a pass costs for the weights, their slope and that of the activations.
+Ends in one JSON line. On a GPU: bench/gpu.py, row effect.
 """
 import json
 import os
@@ -30,11 +29,10 @@ from sft import Sequence, response_logprobs  # noqa: E402
 
 @dataclass
 class Settings:
-    device: str = "cpu"     # cpu or cuda
-    examples: int = 0       # 0: 512 on a CPU, 1000 on cuda
+    examples: int = 512
     few: int = 64           # of them one by one
     rounds: int = 5
-    micro_tokens: int = 0   # 0: 4096 on a CPU, 16384 on cuda
+    micro_tokens: int = 4096
 
 
 def tiny(examples):
@@ -52,26 +50,10 @@ def tiny(examples):
     return transformer.load(path), sequences
 
 
-def large(examples):
-    """Qwen2.5-1.5B's shape with random weights, and random tokens: 200 of prompt, 500 of answer."""
-    config = transformer.Config(
-        vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
-        num_attention_heads=12, num_key_value_heads=2, tie_word_embeddings=True)
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = transformer.Transformer(config)
-    model.compute_dtype = torch.bfloat16
-    rng = numpy.random.default_rng(0)
-    return model, [Sequence(rng.integers(0, 150000, 700).astype(numpy.int32), 200)
-                   for _ in range(examples)]
-
-
 def main():
     settings = cli.parse(Settings, __doc__)
-    cuda = settings.device == "cuda"
-    model, sequences = (large if cuda else tiny)(settings.examples or (1000 if cuda else 512))
-    s = effect.Settings(model="", test="", data=[], micro_tokens=settings.micro_tokens or (
-        16384 if cuda else 4096))
+    model, sequences = tiny(settings.examples)
+    s = effect.Settings(model="", test="", data=[], micro_tokens=settings.micro_tokens)
     G = {name: torch.randn_like(p) / p.numel() ** 0.5 for name, p in model.named_parameters()}
     few = sequences[:settings.few]
 
@@ -90,16 +72,11 @@ def main():
 
     sides = {"one by one": (one_by_one, len(few)), "jvp": (by("jvp"), len(sequences)),
              "difference": (by("difference"), len(sequences)), "forward": (forward, len(sequences))}
-    if cuda:                # fp32: a row of its own, not a method for a GPU
-        del sides["difference"]
-        torch.cuda.reset_peak_memory_stats()
     rates = {name: [] for name in sides}
     for turn in range(settings.rounds + 1):
         for name, (run, count) in sides.items():
             start = time.perf_counter()
             run()
-            if cuda:
-                torch.cuda.synchronize()
             if turn:        # the first is to warm up
                 rates[name].append(count / (time.perf_counter() - start))
     middle = {name: statistics.median(found) for name, found in rates.items()}
@@ -109,12 +86,8 @@ def main():
     share = middle["jvp"] / (middle["forward"] / 3)
     print(f"jvp: {share:.0%} of three forward passes; {len(sequences) / middle['jvp']:.1f} s for"
           f" {len(sequences)} examples of {sum(len(one.tokens) for one in sequences)} tokens")
-    result = {"device": torch.cuda.get_device_name() if cuda else "cpu", "threads": torch.get_num_threads(),
-              "examples_per_second": middle, "share_of_three_forwards": share}
-    if cuda:
-        result["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        print(f"peak memory {result['peak_gb']:.1f} GB")
-    print(json.dumps(result))
+    print(json.dumps({"threads": torch.get_num_threads(), "examples_per_second": middle,
+                      "share_of_three_forwards": share}))
 
 
 if __name__ == "__main__":

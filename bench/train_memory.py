@@ -7,6 +7,7 @@ without recomputing activations, each in a process of its own. On a CPU (fp32) t
 the process grew by since before the model was made, on CUDA (bf16 over fp32) what was allocated.
 """
 import json
+import os
 import random
 import re
 import subprocess
@@ -15,8 +16,8 @@ import sys
 import numpy
 import torch
 
-from sample_cuda import M
-
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import model as M  # noqa: E402
 import sft  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -35,7 +35,8 @@ LESSONS=${LESSONS:-9000000}         # tokens of pretraining: see pretrain_mixtur
 TOKENS=${TOKENS:-3000000}
 STEPS=${STEPS:-32}
 PROMPTS=${PROMPTS:-$([ "$TRAIN" ] && echo 64 || echo 16)}   # in a step, 8 answers to each
-AT=${AT:-8 $STEPS}                  # steps after which a model is tested
+AT=${AT:-$(for n in 2 8 32 128 512; do [ $n -ge $STEPS ] || echo $n; done) $STEPS}
+                                    # steps after which a model is tested
 KLS=${KLS:-0 1e-3 1e-2}
 KL=${KL:-1e-3}                      # where it is not the question
 PROBLEMS=${PROBLEMS:-32}            # easy ones to test on and half as many hard ones; of TEST: in all
@@ -149,8 +150,8 @@ experiment() {
     ! studies sizes || for width in $WIDTHS; do begin $MAIN $width; done
     for seed in $SEEDS; do
         ! studies algorithms || for kl in $KLS; do compare $MAIN $WIDTH $kl $seed; done
-        ! studies shares || for name in $OTHERS; do compare $name $WIDTH $KL $seed; done
-        ! studies sizes || for width in $WIDTHS; do compare $MAIN $width $KL $seed; done
+        ! studies shares || for name in $MAIN $OTHERS; do compare $name $WIDTH $KL $seed; done
+        ! studies sizes || for width in $WIDTH $WIDTHS; do compare $MAIN $width $KL $seed; done
     done
     [ $mode != run ] || rm -f "$REPORT"                     # of all that is there by now
     stage 10 "$REPORT" "the report" python scripts/echo_report.py --run "$OUT" --out "$OUT"

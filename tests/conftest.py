@@ -9,6 +9,11 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # before torch is imported: two lanes, two cores
 
+import torch  # noqa: E402
+
+if not torch.cuda.is_available():                   # before kernel.py is imported
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 def looks(item) -> bool:
     return "experiments" in getattr(item, "fixturenames", ())

@@ -43,10 +43,10 @@ def tokens_of(samples):
 
 @pytest.fixture
 def as_graphs(monkeypatch):
-    """The CUDA way on a CPU: rounded-up batches and lengths, a look every 16 steps; only the
-    capture itself is replaced by calling the step."""
-    def capture(slots, reach):
-        return SimpleNamespace(replay=lambda: slots._step(reach))
+    """The CUDA way on a CPU, as without Triton: rounded-up batches and lengths, a look every 16
+    steps; only the capture itself is replaced by calling the step. (With it: test_kernel.py.)"""
+    def capture(slots, *what):
+        return SimpleNamespace(replay=lambda: slots._step(*what))
     init = S._Slots.__init__
 
     def with_graphs(self, *args):
@@ -54,6 +54,7 @@ def as_graphs(monkeypatch):
         self.graphs = {}
     monkeypatch.setattr(S._Slots, "__init__", with_graphs)
     monkeypatch.setattr(S._Slots, "_capture", capture)
+    monkeypatch.setattr(S, "kernel", None)
 
 
 # ---- the same tokens as the slow way ---------------------------------------------------------
