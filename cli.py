@@ -86,6 +86,8 @@ def device_and_dtype(device: str, dtype: str):
         raise ValueError(f"device = {device}: cpu, cuda, cuda:0 ... or auto")
     if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise ValueError(f"no such CUDA device here: {device}; --device cpu")
+    if ":" in device:
+        torch.cuda.set_device(device)
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     if dtype not in ("float32", "bfloat16"):

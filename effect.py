@@ -395,6 +395,7 @@ def run(s) -> None:
         cli.check_output(path)
     model = transformer.load(s.model, device)
     model.compute_dtype = None if dtype == torch.float32 else dtype
+    model.checkpointing = device != "cpu"       # the backward passes of G; effects have none
     about, rows, values = measure(model, tokenizer, problems, fresh, files, s)
     print(table(rows))
     print(histogram([(name, numpy.array([one["effect"] for one in found]))

@@ -198,16 +198,15 @@ def padded(rows: list[Tensor], like: Tensor) -> Tensor:
     return out
 
 
-def logprobs_of(model, ranks, answers: list[Answer], settings) -> dict[int, Tensor]:
-    """log p of the answers that this process will train on, by their index."""
+def logprobs_of(model, ranks, sequences: list[Sequence], settings, forward=None) -> dict:
+    """log p (or what `forward` computes) of the responses that this process will train on, by index."""
     found = {}
 
     def keep(indices, logp, mask, entropy):
         found.update((i, row[m]) for i, row, m in zip(indices, logp, mask))
         return logp.new_zeros(())
     with torch.no_grad():
-        accumulate(model, ranks, [a.sequence for a in answers], settings, keep,
-                   settings.temperature)
+        accumulate(model, ranks, sequences, settings, keep, settings.temperature, forward=forward)
     return found
 
 
@@ -222,8 +221,9 @@ def update(model, optimizer, ranks, groups: list[list[Answer]], lr: float, setti
         if not (s.kl or s.entropy_bonus):                       # the others have no gradient
             answers = [a for a in answers if torch.as_tensor(a.advantage).any()]
         # One update: old and new are the same weights' log-probs, computed once.
-        old = logprobs_of(model, ranks, answers, s) if s.updates * s.minibatches > 1 else None
-        ref = logprobs_of(reference, ranks, answers, s) if s.kl else None
+        trained = [a.sequence for a in answers]
+        old = logprobs_of(model, ranks, trained, s) if s.updates * s.minibatches > 1 else None
+        ref = logprobs_of(reference, ranks, trained, s) if s.kl else None
         batches.append((answers, total, old, ref))
 
     sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)     # tokens, clipped, gap, KL
@@ -262,10 +262,9 @@ def mean(values) -> float:
 
 def kl_to_start(reference, ranks, rows: list[dict], settings) -> float:
     """Mean over sampled tokens of k3: how far the policy that sampled has moved from the start."""
-    answers = [Answer(sequence_of(row), 0.0, torch.tensor(row["logprobs"])) for row in rows]
     total = tokens = 0.0
-    for i, start in logprobs_of(reference, ranks, answers, settings).items():
-        new = answers[i].logprobs
+    for i, start in logprobs_of(reference, ranks, [*map(sequence_of, rows)], settings).items():
+        new = torch.tensor(rows[i]["logprobs"])
         total += float(k3(new, start.cpu(), torch.ones_like(new, dtype=torch.bool)).sum())
         tokens += len(new)
     total, tokens = ranks.sum([total, tokens])

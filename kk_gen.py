@@ -151,13 +151,6 @@ def sample_puzzle(rng, people: int):
             return tuple(statements)
 
 
-def all_puzzles(people: int):
-    """Every puzzle with exactly one solution; for 2 people, where there are few."""
-    for said in itertools.product(*(itertools.chain(*claims(people, i)) for i in range(people))):
-        if functools.reduce(int.__and__, (rows for _, rows in said)).bit_count() == 1:
-            yield tuple(statement for statement, _ in said)
-
-
 def perturb(rng, statements, what: str):
     """A try at a puzzle one `statement` or one `leaf` away with another solution; None: missed."""
     people, speaker = len(statements), pick(rng, range(len(statements)))
@@ -713,11 +706,6 @@ def main():
         known.add(form)
         return True
 
-    if 2 in counts and not settings.source:
-        exist = sum(map(is_new, all_puzzles(2)))
-        known.clear()
-        if settings.num > exist:
-            cli.stop(f"only {exist} distinct puzzles of 2 people exist to draw, not {settings.num}")
     lines, start = [], time.perf_counter()
     try:
         with tqdm(total=len(counts) * settings.num, unit=" puzzles", disable=None) as bar:

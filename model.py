@@ -123,6 +123,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
 
 
+# cuDNN's attention, which PyTorch would take on a Hopper GPU, plans each new length anew: tens of
+# milliseconds. Sequences have all lengths here; the others need no plan.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, lengths: list[int] | None) -> Tensor:
     """Softmax attention to the tokens before; q [B, H, T, D], k and v [B, KV, T, D]."""
     if lengths is None:
@@ -237,15 +242,28 @@ class Transformer(nn.Module):
 
 
 # ---- log-probabilities -----------------------------------------------------------------------
-def head_logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """[..., C] and [V, C] -> logits [..., V], fp32 or better from whatever dtype goes in."""
+def whole_rows(weight: Tensor, vocab: int) -> Tensor:
+    """The rows of a head to multiply with: `vocab` of them, up to a multiple of 64 if there are as
+    many. Qwen's tokenizer has 151,665 ids: rows of an odd length take a GPU's slow path."""
+    return weight[:-(-vocab // 64) * 64]
+
+
+def head_logits(hidden: Tensor, weight: Tensor, vocab: int | None = None) -> Tensor:
+    """[..., C] and [V, C] -> logits [..., V], fp32 or better from whatever dtype goes in.
+
+    vocab: those of other ids are so low that exp is 0 (and not -inf, which times 0 is no number).
+    """
     weight = weight.to(hidden.dtype)
     if hidden.is_cuda and hidden.dtype == torch.bfloat16 and not torch.is_grad_enabled():
         # The sums leave the matrix unit unrounded; a bf16 logit near 20 is up to 0.06 off.
-        flat = torch.mm(hidden.flatten(0, -2), weight.t(), out_dtype=torch.float32)
-        return flat.unflatten(0, hidden.shape[:-1])
-    logits = F.linear(hidden, weight)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = torch.mm(hidden.flatten(0, -2), weight.t(), out_dtype=torch.float32)
+        logits = logits.unflatten(0, hidden.shape[:-1])
+    else:
+        logits = F.linear(hidden, weight)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if vocab is not None:
+        logits[..., vocab:] = -1e30
+    return logits
 
 
 LOGITS_AT_ONCE = 2**26      # elements of the largest logits tensor: 256 MB in fp32
@@ -264,9 +282,9 @@ class _TokenLogprobs(torch.autograd.Function):
         logp, lse, entropy = (torch.zeros(len(hidden), device=hidden.device,
                                           dtype=torch.promote_types(hidden.dtype, torch.float32))
                               for _ in range(3))
-        cast = weight[:vocab].to(hidden.dtype)
+        cast = whole_rows(weight, vocab).to(hidden.dtype)
         for rows in _slices(len(hidden), vocab):
-            z = head_logits(hidden[rows], cast).div_(temperature)               # [n, V]
+            z = head_logits(hidden[rows], cast, vocab).div_(temperature)        # [n, V]
             lse[rows] = z.logsumexp(-1)
             logp[rows] = z.gather(-1, targets[rows, None]).squeeze(-1) - lse[rows]
             if want_entropy:
@@ -281,12 +299,13 @@ class _TokenLogprobs(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logp, grad_entropy):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
-        cast = weight[:ctx.vocab].to(hidden.dtype)
+        cast = whole_rows(weight, ctx.vocab).to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for rows in _slices(len(hidden), ctx.vocab):
             a, b = grad_logp[rows, None], grad_entropy[rows, None]              # [n, 1]
-            z = head_logits(hidden[rows], cast).div_(ctx.temperature).sub_(lse[rows, None])
+            z = head_logits(hidden[rows], cast, ctx.vocab)                      # [n, V]
+            z.div_(ctx.temperature).sub_(lse[rows, None])
             if ctx.want_entropy:
                 dz = z.exp().mul_(z.add_(entropy[rows, None]).mul_(b).add_(a)).neg_()
             else:
@@ -297,7 +316,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 torch.mm(dz, cast, out=grad_hidden[rows])
             if grad_weight is None:
                 continue
-            for ids in _slices(ctx.vocab, 4 * hidden.shape[1]):     # summed in the weight's dtype
+            for ids in _slices(len(cast), 4 * hidden.shape[1]):     # summed in the weight's dtype
                 grad_weight[ids] += dz[:, ids].t() @ hidden[rows]
         return grad_hidden, grad_weight, None, None, None, None
 
@@ -305,14 +324,15 @@ class _TokenLogprobs(torch.autograd.Function):
     def jvp(ctx, d_hidden, d_weight, *_):
         """How log p changes as hidden and weight do; the entropy's change is not worked out."""
         hidden, weight, targets, lse = ctx.saved_tensors
-        cast, change = weight[:ctx.vocab].to(hidden.dtype), torch.empty_like(lse)
+        cast, change = whole_rows(weight, ctx.vocab).to(hidden.dtype), torch.empty_like(lse)
         for rows in _slices(len(hidden), ctx.vocab):
             dz = 0.0                                                            # [n, V]
             if d_hidden is not None:
                 dz = head_logits(d_hidden[rows], cast)
             if d_weight is not None:
-                dz = dz + head_logits(hidden[rows], d_weight[:ctx.vocab].to(hidden.dtype))
-            z = head_logits(hidden[rows], cast).div_(ctx.temperature).sub_(lse[rows, None])
+                dz = dz + head_logits(hidden[rows], whole_rows(d_weight, ctx.vocab))
+            z = head_logits(hidden[rows], cast, ctx.vocab)
+            z.div_(ctx.temperature).sub_(lse[rows, None])
             mean = (z.exp_() * dz).sum(-1)
             change[rows] = (dz.gather(-1, targets[rows, None]).squeeze(-1) - mean) / ctx.temperature
         return change, torch.zeros_like(change)
@@ -321,6 +341,7 @@ class _TokenLogprobs(torch.autograd.Function):
 def _slices(length: int, width: int) -> list[slice]:
     """Cut range(length) so that a piece has about LOGITS_AT_ONCE elements when `width` wide."""
     step = max(1, LOGITS_AT_ONCE // width)
+    step -= step % 64 if step > 64 else 0                   # where a GPU reads fast, see whole_rows
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 

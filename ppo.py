@@ -49,12 +49,11 @@ class Settings(grpo.Settings):
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
     """Advantages of the tokens of one answer, all [T]."""
     after = torch.cat([values[1:], values.new_zeros(1)])
-    wrong_by = rewards + gamma * after - values
-    found, ahead = torch.empty_like(values), 0.0
-    for t in reversed(range(len(values))):
-        ahead = wrong_by[t] + gamma * lam * ahead
-        found[t] = ahead
-    return found
+    found, ahead = [], 0.0
+    for wrong_by in reversed((rewards + gamma * after - values).tolist()):      # no tensors: many
+        ahead = wrong_by + gamma * lam * ahead
+        found.append(ahead)
+    return values.new_tensor(found[::-1])
 
 
 def value_loss(new: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
@@ -88,16 +87,8 @@ class Critic:
 
     def values(self, sequences, settings) -> list[Tensor]:
         """V before each token of every response."""
-        found = {}
-
-        def keep(indices, values, mask, _):
-            found.update((i, row[m].cpu()) for i, row, m in zip(indices, values, mask))
-            return values.new_zeros(())
-
-        with torch.no_grad():
-            accumulate(self.model, self.ranks, sequences, settings, keep, forward=self.forward)
-        # In the order in which `accumulate` deals them to processes.
-        mine = sorted(found.items(), key=lambda pair: (-len(sequences[pair[0]].tokens), pair[0]))
+        found = grpo.logprobs_of(self.model, self.ranks, sequences, settings, self.forward)
+        mine = [(i, values.cpu()) for i, values in found.items()]
         return [values for _, values in sorted(self.ranks.gather(mine))]
 
     def credit(self, groups: list[list[dict]], settings) -> list[list[grpo.Answer]]:

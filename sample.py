@@ -28,7 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import model as transformer
-from model import causal_attention, head_logits, rotary, rotate
+from model import causal_attention, head_logits, rotary, rotate, whole_rows
 
 try:
     import kernel
@@ -114,17 +114,18 @@ def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
 def draw(p: Tensor, u: Tensor) -> Tensor:
     """Index by inverse transform: p [B, V] (any positive scale), u [B] in [0, 1) -> [B].
 
-    Two levels, first the block and then the token in it: one pass over p, summed in float64.
+    Two levels, first the block of 64 and then the token in it: p is read once.
     """
-    width = 1 << p.shape[-1].bit_length() // 2              # near the square root of V
-    blocks = torch.nn.functional.pad(p, (0, -p.shape[-1] % width)).unflatten(-1, (-1, width))
-    mass = blocks.sum(-1, dtype=torch.float64)                                  # [B, V / width]
+    if p.shape[-1] % 64:
+        p = torch.nn.functional.pad(p, (0, -p.shape[-1] % 64))
+    blocks = p.unflatten(-1, (-1, 64))
+    mass = blocks.sum(-1).double()                                              # [B, V / 64]
     cdf = mass.cumsum(-1)
     target = u[:, None] * cdf[:, -1:]                                           # [B, 1]
     block = _first_above(cdf, target)
     target = target - (cdf - mass).gather(-1, block)
-    inside = blocks.gather(1, block[..., None].expand(-1, -1, width)).squeeze(1)
-    return (block * width + _first_above(inside.double().cumsum(-1), target)).squeeze(-1)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, 64)).squeeze(1)
+    return (block * 64 + _first_above(inside.double().cumsum(-1), target)).squeeze(-1)
 
 
 # ---- the slots -------------------------------------------------------------------------------
@@ -187,9 +188,10 @@ class _Slots:
             with torch.no_grad():
                 torch._foreach_copy_(list(self.model.parameters()), list(self.master.parameters()))
 
-    @property
-    def head(self):
-        return self.model.head_weight[:self.model.vocab]    # padded ids cannot be drawn
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[B, C] -> [B, V]; ids that the tokenizer does not have cannot be drawn."""
+        vocab = self.model.vocab
+        return head_logits(hidden, whole_rows(self.model.head_weight, vocab), vocab)
 
     def prefill(self, prompts: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Keys and values of the prompts, [layers, 2, P, B, KV, PAGE, D]; next logits [B, V]."""
@@ -210,7 +212,7 @@ class _Slots:
             return causal_attention(q, k, v, None)
         hidden = self.model.hidden(tokens.to(device), attend=attend)            # [B, T, C]
         last = hidden[torch.arange(len(prompts), device=device), (lengths - 1).to(device)]
-        return kept, head_logits(last, self.head)
+        return kept, self.logits(last)
 
     def admit(self, first: int, kept: Tensor, logits: Tensor, which: list[int],
               lengths: list[int], limits: list[int], keys: Tensor):
@@ -254,7 +256,7 @@ class _Slots:
             lambda layer, q, k, v: kernel.attend(q, k, v, cos, sin, position, self.done[:live],
                                                  *self.cache[layer]))
         hidden = self.model.hidden(self.token[:live, None], attend=attend)      # [b, 1, C]
-        self._record(slice(live), head_logits(hidden[:, 0], self.head))
+        self._record(slice(live), self.logits(hidden[:, 0]))
 
     def _paged_attention(self, position, cos, sin, reach: list[int]):
         """attend(layer, q, k, v) for a token each; only the first reach[p] slots have a page p."""
@@ -299,11 +301,7 @@ class _Slots:
 
     def _capture(self, live: int, reach: list[int] | None):
         before = [tensor.clone() for tensor in self.state]      # the warm-up really draws a token
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._step(live, reach)
-        torch.cuda.current_stream().wait_stream(side)
+        self._step(live, reach)
         for tensor, old in zip(self.state, before):
             tensor.copy_(old)                                   # what it put in the cache is right
         graph = torch.cuda.CUDAGraph()
@@ -311,11 +309,14 @@ class _Slots:
             self._step(live, reach)
         return graph
 
-    def move(self, source: int, to: int, length: int):
+    def move(self, to: list[int], source: list[int], length: int):
+        """Put sequences of at most this length into other slots, all at once."""
+        pages = -(-length // PAGE)
+        to, source = torch.tensor([to, source], device=self.cache.device)
         self.numbers[:, to], self.flags[:, to] = self.numbers[:, source], self.flags[:, source]
         self.drawn[to], self.logprob[to] = self.drawn[source], self.logprob[source]
-        pages = -(-length // PAGE)
-        self.cache[:, :, :pages, to] = self.cache[:, :, :pages, source]
+        for layer in self.cache:                            # the copy in between stays small
+            layer[:, :pages, to] = layer[:, :pages, source]
 
     def collect(self, slots: list[int]) -> list[Sample]:
         columns = (tensor[slots].tolist() for tensor in
@@ -353,7 +354,7 @@ def slot_bytes(config, length: int, dtype) -> int:
     """Memory of one sequence of this length in the making."""
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return (per_token * dtype.itemsize * -(-length // PAGE) * PAGE      # keys and values
-            + 16 * config.vocab_size)                                   # logits, probabilities
+            + 24 * config.vocab_size)               # logits, probabilities; in and out of graphs
 
 
 def _slots_that_fit(model, length: int, wanted: int) -> int:
@@ -471,25 +472,28 @@ def _run(s, prompts, waiting, limits, seed, indices, watch):
         ended = [slot for slot, done in enumerate(s.done[:len(running)].tolist()) if done]
         for slot, sample in zip(ended, s.collect(ended) if ended else ()):
             yield running[slot].prompt, running[slot].sample, sample
-        for source, to in _close_gaps(running, ended, BLOCK if s.graphs is None else s.slots):
-            s.move(source, to, min(running[to].start + step, s.length))
+        if moves := _close_gaps(running, ended, BLOCK if s.graphs is None else s.slots):
+            longest = max(running[to].start for to in moves) + step
+            s.move(list(moves), list(moves.values()), min(longest, s.length))
 
 
-def _close_gaps(running: list[_Running], ended: list[int], block: int):
-    """Take out the ended, and keep the longer sequences first while moving few; yield the moves.
+def _close_gaps(running: list[_Running], ended: list[int], block: int) -> dict[int, int]:
+    """Take out the ended, and keep the longer sequences first while moving few. The slots that hold
+    another sequence now -> those where it was.
 
     New ones come last. A gap is filled with the longest of the next block, whose gap is filled
     likewise, and the last gap with the last sequence.
     """
+    moves = {}
     for gap in reversed(ended):
         while gap < len(running) - 1:
             first = min((gap // block + 1) * block, len(running) - 1)
             source = max(range(first, min(first + block, len(running))),
                          key=lambda slot: (running[slot].start, slot))
-            running[gap] = running[source]
-            yield source, gap
+            running[gap], moves[gap] = running[source], moves.pop(source, source)
             gap = source
         running.pop()
+    return moves
 
 
 def generate(model, prompts: list[list[int]], *, n=1, max_new_tokens, temperature=1.0, top_p=1.0,

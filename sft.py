@@ -232,8 +232,11 @@ class AdamW:
         self.names, self.parameters = zip(*model.named_parameters())
         self.clip_norm, self.skipped = settings.clip_norm, 0
         self.held = self.parameters
-        if settings.offload:
-            self.held = [p.detach().to("cpu", copy=True).requires_grad_() for p in self.parameters]
+        if settings.offload:                                # pinned, so that copies are fast
+            self.held = [torch.empty(p.shape, dtype=p.dtype, pin_memory=p.is_cuda).copy_(p.detach())
+                         .requires_grad_() for p in self.parameters]
+            for held in self.held:
+                held.grad = torch.empty_like(held, pin_memory=held.is_pinned())
         self.adamw = torch.optim.AdamW(self.held, betas=(settings.beta1, settings.beta2),
                                        weight_decay=settings.weight_decay, fused=True)
         for p in self.held:                                 # made here, so that memory is known
@@ -248,14 +251,16 @@ class AdamW:
         self.skipped = 0 if finite else self.skipped + 1
         if finite:
             self.adamw.param_groups[0]["lr"] = lr
-            for p, held in zip(self.parameters, self.held):
-                held.grad = p.grad.to(held.device)
+            if self.held is not self.parameters:
+                for p, held in zip(self.parameters, self.held):
+                    held.grad.copy_(p.grad, non_blocking=True)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()                # the CPU reads them now
             self.adamw.step()
             if self.held is not self.parameters:
                 with torch.no_grad():
                     for p, held in zip(self.parameters, self.held):
-                        p.copy_(held)
-                        held.grad = None
+                        p.copy_(held, non_blocking=True)
         for p in self.parameters:
             p.grad = None
         return norm

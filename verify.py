@@ -734,11 +734,10 @@ def same_scalar(p: tuple, g: tuple) -> bool:
         return False                                         # √2 cut after 25 digits is not √2
     imaginary = has((p, g), ("constant", "i"))
     decisive, others = [], []
-    with decimal.localcontext(CONTEXT):
-        for x, y in zip(a * (points // len(a)), b * (points // len(b))):
-            if x is not None and y is not None:
-                real = is_real(x) and is_real(y) or imaginary
-                (decisive if real else others).append(same_number(x, y))
+    for x, y in zip(a * (points // len(a)), b * (points // len(b))):
+        if x is not None and y is not None:
+            real = is_real(x) and is_real(y) or imaginary
+            (decisive if real else others).append(same_number(x, y))
     verdicts = decisive or others
     return bool(verdicts) and all(verdicts)
 
@@ -779,14 +778,13 @@ def same_relation(p: tuple, g: tuple) -> bool:
         left, right = tree[2:] if tree[1] in "=<≤" else (tree[3], tree[2])
         kinds.append({">": "<", "≥": "≤"}.get(tree[1], tree[1]))
         sides.append(values(("+", left, negative(right))))
-    with decimal.localcontext(CONTEXT):
-        pairs = [pair for pair in zip(*sides) if None not in pair]
-        if kinds[0] != kinds[1] or len(pairs) < 2 or any(
-                same_number(number, Fraction(0)) for pair in pairs for number in pair):
-            return False
-        ratios = [a / b for a, b in pairs]
-        return all(same_number(ratios[0], ratio) for ratio in ratios) and (
-            kinds[0] == "=" or is_real(ratios[0]) and inexact(ratios[0]).x > 0)
+    pairs = [pair for pair in zip(*sides) if None not in pair]
+    if kinds[0] != kinds[1] or len(pairs) < 2 or any(
+            same_number(number, Fraction(0)) for pair in pairs for number in pair):
+        return False
+    ratios = [a / b for a, b in pairs]
+    return all(same_number(ratios[0], ratio) for ratio in ratios) and (
+        kinds[0] == "=" or is_real(ratios[0]) and inexact(ratios[0]).x > 0)
 
 
 COMPARE = {"<": Decimal.__lt__, ">": Decimal.__gt__, "≤": Decimal.__le__, "≥": Decimal.__ge__,
@@ -800,8 +798,7 @@ def endpoint(tree: tuple) -> Decimal:
     numbers = values(tree)
     if len(numbers) > 1 or numbers[0] is None or not is_real(numbers[0]):
         raise Unreadable
-    with decimal.localcontext(CONTEXT):
-        return decimal.Context(prec=35).plus(inexact(numbers[0]).x)
+    return decimal.Context(prec=35).plus(inexact(numbers[0]).x)
 
 
 def region(tree: tuple) -> tuple:
@@ -843,9 +840,8 @@ def same_region(p: tuple, g: tuple) -> bool | None:
     cuts = sorted({cut for cut in cuts + more if cut.is_finite()})
     if name_p and name_g and name_p != name_g:
         return False
-    with decimal.localcontext(CONTEXT):
-        between = [(a + b) / 2 for a, b in zip(cuts, cuts[1:])]
-        outside = [cuts[0] - 1, cuts[-1] + 1] if cuts else [Decimal(0)]
+    between = [(a + b) / 2 for a, b in zip(cuts, cuts[1:])]
+    outside = [cuts[0] - 1, cuts[-1] + 1] if cuts else [Decimal(0)]
     return all(in_p(x) == in_g(x) for x in cuts + between + outside)
 
 
@@ -914,9 +910,8 @@ def is_printed_float(prediction: tuple, gold: str) -> bool:
     number = values(prediction)[0]
     if not re.fullmatch(r"-?\d+\.\d{14,17}", gold) or not isinstance(number, Complex):
         return False
-    with decimal.localcontext(CONTEXT):
-        last_digit = Decimal(10) ** -len(gold.partition(".")[2])
-        return is_real(number) and abs(number.x - Decimal(gold)) < last_digit
+    last_digit = Decimal(10) ** -len(gold.partition(".")[2])
+    return is_real(number) and abs(number.x - Decimal(gold)) < last_digit
 
 
 def math_equal(prediction: str, gold: str) -> bool:
@@ -939,8 +934,9 @@ def math_equal(prediction: str, gold: str) -> bool:
             (p_tree, units), (g_tree, wanted) = read(p, thousands), read(g, thousands)
             if units and wanted and units != wanted:         # a unit may be left out, not changed
                 continue
-            if same(p_tree, g_tree) or is_printed_float(p_tree, g):
-                return True
+            with decimal.localcontext(CONTEXT):
+                if same(p_tree, g_tree) or is_printed_float(p_tree, g):
+                    return True
         except Unreadable:
             continue
     return False

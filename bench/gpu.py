@@ -246,7 +246,9 @@ def update(rate):
                        sft.sft_loss(logp, mask, "token", total))
     times = seconds(gradient)
     start = time.perf_counter()
-    optimizer.update(1e-6, 0.0)                             # reads the norm: waits for the GPU
+    optimizer.update(1e-6, 0.0)
+    if CUDA:
+        torch.cuda.synchronize()
     return {"seconds": times, "tokens": sum(len(x.tokens) for x in sequences),
             "limit_s": operations(LARGE, sequences) / rate["matrix_rate"],
             "adamw_s": time.perf_counter() - start}

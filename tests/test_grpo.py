@@ -364,7 +364,8 @@ def test_two_ranks_train_the_same_model_as_one(toy, tmp_path):
             assert one.get(name) == two.get(name), name
         assert abs(one.get("grad_norm", 1) / two.get("grad_norm", 1) - 1) < 1e-3
     one, two, start = weights(tmp_path / "1"), weights(tmp_path / "2"), weights(toy / "base")
-    assert max((one[key] - two[key]).abs().max() for key in one) < 1e-4
+    for key in one:     # a key's bias adds nearly the same to all scores: Adam makes steps of rounding
+        assert (one[key] - two[key]).abs().max() < (1e-3 if "k_proj.bias" in key else 1e-5), key
     assert min((one[key] - start[key]).abs().max() for key in one) > 1e-3
 
 

@@ -99,7 +99,8 @@ def test_what_a_person_can_say():
 
 
 def test_two_people_facts_of_the_public_generator():
-    every = list(kk_gen.all_puzzles(2))
+    every = [(a, b) for (a, one), (b, two) in itertools.product(*(
+        itertools.chain(*claims(2, i)) for i in (0, 1))) if (one & two).bit_count() == 1]
     assert len(every) == 399
     assert len(set(map(canonical_form, every))) == 205
     assert len({canonical_form(said, commute=True) for said in every}) == 95
@@ -548,7 +549,8 @@ def test_all_205_puzzles_of_two_people_and_not_one_more(tmp_path):
     assert len(set(forms(made(tmp_path, "--people", 2, "--num", 205)))) == 205
     done = command("--people", 2, "--num", 206, "--out", tmp_path / "none")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "only 205 distinct puzzles of 2 people" in done.stderr and not (tmp_path / "none").exists()
+    assert "found only 205 new puzzles of 2 people" in done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("arguments,said", [

@@ -196,7 +196,7 @@ def test_logprobs_never_hold_all_logits(monkeypatch):
     monkeypatch.setattr(M, "LOGITS_AT_ONCE", 5000)
     shapes, head_logits = [], M.head_logits
     monkeypatch.setattr(M, "head_logits",
-                        lambda h, w: shapes.append(len(h) * len(w)) or head_logits(h, w))
+                        lambda h, w, v: shapes.append(len(h) * len(w)) or head_logits(h, w, v))
     model = tiny(vocab_size=500)
     M.logprobs(model, torch.randint(0, 500, (4, 64))).sum().backward()
     assert sum(shapes) == 2 * 4 * 63 * 500 and max(shapes) <= 5000

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -296,7 +297,8 @@ def test_each_prompt_is_prefilled_once_and_ended_rows_cost_nothing(monkeypatch):
     seen, rows = [], []
     prefill, step = S._Slots.prefill, S._Slots._step
     monkeypatch.setattr(S._Slots, "prefill", lambda s, p: seen.extend(p) or prefill(s, p))
-    monkeypatch.setattr(S._Slots, "_step", lambda s, reach: rows.append(reach) or step(s, reach))
+    monkeypatch.setattr(S._Slots, "_step",
+                        lambda s, live, reach: rows.append(reach) or step(s, live, reach))
     monkeypatch.setattr(S, "PREFILL_TOKENS", 200)           # several groups
     monkeypatch.setattr(S, "PAGE", 16)
     monkeypatch.setattr(S, "BLOCK", 1)
@@ -316,12 +318,21 @@ def test_each_prompt_is_prefilled_once_and_ended_rows_cost_nothing(monkeypatch):
 
 def test_gaps_are_closed_keeping_the_long_first():
     running = [S._Running(i, 0, start) for i, start in enumerate([9, 8, 7, 6, 5, 5, 4, 3])]
-    cache = list(range(8))
-    for source, to in S._close_gaps(running, [0, 3, 7], block=2):
-        cache[to] = cache[source]
+    S._close_gaps(running, [0, 3, 7], block=2)
     assert sorted(at.prompt for at in running) == [1, 2, 4, 5, 6]
-    assert cache[:5] == [at.prompt for at in running]       # everyone's cache has moved along
     assert [at.start for at in running] == [7, 8, 5, 5, 4]
+
+
+def test_a_sequence_and_its_cache_move_together():
+    rng = random.Random(0)
+    for _ in range(300):
+        size, block = rng.randint(1, 12), rng.randint(1, 5)
+        running = [S._Running(i, 0, rng.randint(1, 9)) for i in range(size)]
+        ended = sorted(rng.sample(range(size), rng.randint(0, size)))
+        moves = S._close_gaps(running, ended, block)
+        cache = [moves.get(slot, slot) for slot in range(len(running))]     # all at once
+        assert cache == [at.prompt for at in running]
+        assert sorted(cache + ended) == list(range(size)) and set(moves) <= set(range(len(running)))
 
 
 def test_the_callers_grad_mode_is_left_alone():
