@@ -256,14 +256,16 @@ def figure(runs: list[dict], path: str) -> bool:
     for axis, algorithm, kl, word in zip(axes[0], ("grpo", "ppo", "expert"), (middle, middle, "0"),
                                          ("GRPO", "PPO", "Expert Iteration")):
         if (*main, algorithm, kl) in cells:
-            shares(axis, (*main, algorithm, kl), word + (f", KL weight {kl}" if kl != "0" else ""))
+            shares(axis, (*main, algorithm, kl), f"{word} from {start(*main)}"
+                   + (f", KL weight {kl}" if kl != "0" else ""))
     keys = [key for key in cells if key[:2] == main]
     at_end(axes[1][0], keys, [f"{key[2]}\n{key[3]}" if key[2] != "expert" else "expert"
-                              for key in keys], "At the end, by KL weight (o before, _ after)")
+                              for key in keys],
+           f"From {start(*main)}, by KL weight (o right before, _ after)")
     others = [key for key in cells if key[2:] == ("grpo", middle)]
     if len(others) > 1:
         at_end(axes[1][2], others, [start(*key[:2]).replace(", ", "\n") for key in others],
-               "GRPO, by mixture and width (o: before, _: after)")
+               "GRPO, by mixture and width (o right before, _ after)")
     axis = axes[1][1]
     for key, colour in zip([(*main, algorithm, kl) for algorithm, kl in (
             ("grpo", middle), ("ppo", middle), ("expert", "0"))], COLOURS[1:]):
@@ -275,7 +277,7 @@ def figure(runs: list[dict], path: str) -> bool:
                           label=(key[2] if step else "before") if run is cells[key][0] and (
                               step or key[2] == "grpo") else None)
     axis.set_xscale("log", base=2)
-    axis.set(xlabel="k", ylabel="pass@k, easy test", title="pass@k", ylim=(0, 1.02))
+    axis.set(xlabel="k", ylabel="pass@k, easy test", title=f"pass@k, from {start(*main)}", ylim=(0, 1.02))
     axis.legend(frameon=False, fontsize=8)
     for axis in axes.flatten():
         axis.set_visible(axis.has_data())
