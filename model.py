@@ -303,15 +303,14 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for rows in _slices(len(hidden), ctx.vocab):
-            a, b = grad_logp[rows, None], grad_entropy[rows, None]              # [n, 1]
+            a, b = (grad[rows, None] / ctx.temperature for grad in (grad_logp, grad_entropy))
             z = head_logits(hidden[rows], cast, ctx.vocab)                      # [n, V]
-            z.div_(ctx.temperature).sub_(lse[rows, None])
+            torch.add(-lse[rows, None], z, alpha=1 / ctx.temperature, out=z)    # log p, in one pass
             if ctx.want_entropy:
                 dz = z.exp().mul_(z.add_(entropy[rows, None]).mul_(b).add_(a)).neg_()
             else:
                 dz = z.exp_().mul_(-a)
-            dz.scatter_add_(-1, targets[rows, None], a)
-            dz = dz.div_(ctx.temperature).to(hidden.dtype)                      # [n, V]
+            dz = dz.scatter_add_(-1, targets[rows, None], a).to(hidden.dtype)   # [n, V]
             if grad_hidden is not None:
                 torch.mm(dz, cast, out=grad_hidden[rows])
             if grad_weight is None:
