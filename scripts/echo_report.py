@@ -261,11 +261,11 @@ def figure(runs: list[dict], path: str) -> bool:
     keys = [key for key in cells if key[:2] == main]
     at_end(axes[1][0], keys, [f"{key[2]}\n{key[3]}" if key[2] != "expert" else "expert"
                               for key in keys],
-           f"From {start(*main)}, by KL weight (o right before, _ after)")
+           f"From {start(*main)}, by KL weight (o, _: right before, after)")
     others = [key for key in cells if key[2:] == ("grpo", middle)]
     if len(others) > 1:
         at_end(axes[1][2], others, [start(*key[:2]).replace(", ", "\n") for key in others],
-               "GRPO, by mixture and width (o right before, _ after)")
+               "GRPO, by model (o, _: right before, after)")
     axis = axes[1][1]
     for key, colour in zip([(*main, algorithm, kl) for algorithm, kl in (
             ("grpo", middle), ("ppo", middle), ("expert", "0"))], COLOURS[1:]):
