@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Does it help to choose by sample effect? From a finished run of the lab: of all correct answers in
-# the first and in the last steps of GRPO, the quarter with the highest effect, a random one and the
-# lowest; the base is fine-tuned on each, equally many, and tested on puzzles of 3 people.
+# Does it help to choose by sample effect? From a finished run of the lab: of the correct answers in
+# the first and in the last steps of GRPO (at most 4 to a problem), the quarter with the highest effect,
+# a random one and the lowest; the base is fine-tuned on each and tested on puzzles of 3 people.
 #
 #     bash scripts/selection.sh runs/tiny-0      # runs/tiny-0/selection/report.txt
 #
@@ -12,7 +12,6 @@ run=${1:?names a run of redistill_tiny.sh} base=${BASE:-assets/tiny_base} out=$1
 [ -e "$run/report.md" ] || { echo "$run: no finished run of redistill_tiny.sh" >&2; exit 2; }
 seed=$(sed -n 's/^SEED: //p' "$run/settings.txt")
 steps=($(ls "$run"/rl_base/rollouts/step-*.jsonl))
-POOL=400
 mkdir -p "$out"
 
 made() { [ -e "$1" ] || { echo; echo "$1"; "${@:2}"; }; }
@@ -21,9 +20,7 @@ for when in first last; do
     files=("${steps[@]:0:11}")
     [ $when = first ] || files=("${steps[@]: -11}")
     made "$out/$when.jsonl" python scripts/keep_correct.py --data "${files[@]}" --per-problem 4 \
-        --num $POOL --seed "$seed" --out "$out/$when.jsonl"
-    made "$out/${when}_random.jsonl" python scripts/keep_correct.py --data "$out/$when.jsonl" \
-        --per-problem 0 --num $((POOL / 4)) --seed "$seed" --out "$out/${when}_random.jsonl"
+        --seed "$seed" --out "$out/$when.jsonl"
     for by in effect per_token cosine; do
         for end in highest lowest; do
             made "$out/${when}_${by}_$end.jsonl" python effect.py --model "$base" --seed "$seed" \
@@ -33,6 +30,9 @@ for when in first last; do
                 $([ $end = highest ] || echo --lowest) --select "$out/${when}_${by}_$end.jsonl"
         done
     done
+    made "$out/${when}_random.jsonl" python scripts/keep_correct.py --data "$out/$when.jsonl" \
+        --per-problem 0 --num $(wc -l < "$out/${when}_effect_lowest.jsonl") --seed "$seed" \
+        --out "$out/${when}_random.jsonl"
     for data in "$out/${when}"_*_*.jsonl "$out/${when}_random.jsonl"; do
         name=$(basename "$data" .jsonl)
         made "$out/sft_$name/model" python sft.py --model "$base" --data "$data" --seed "$seed" \
