@@ -9,6 +9,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=${1:?names a run of redistill_tiny.sh} base=${BASE:-assets/tiny_base} out=$1/selection
+WHEN=${WHEN:-first last}
+BY=${BY:-effect per_token cosine}
+PROBLEMS=${PROBLEMS:-300}           # to test on; a third of them for the effects
 [ -e "$run/report.md" ] || { echo "$run: no finished run of redistill_tiny.sh" >&2; exit 2; }
 seed=$(sed -n 's/^SEED: //p' "$run/settings.txt")
 steps=($(ls "$run"/rl_base/rollouts/step-*.jsonl))
@@ -16,34 +19,34 @@ mkdir -p "$out"
 
 made() { [ -e "$1" ] || { echo; echo "$1"; "${@:2}"; }; }
 
-for when in first last; do
+for when in $WHEN; do
     files=("${steps[@]:0:11}")
     [ $when = first ] || files=("${steps[@]: -11}")
     made "$out/$when.jsonl" python scripts/keep_correct.py --data "${files[@]}" --per-problem 4 \
         --seed "$seed" --out "$out/$when.jsonl"
-    for by in effect per_token cosine; do
+    for by in $BY; do
         for end in highest lowest; do
             made "$out/${when}_${by}_$end.jsonl" python effect.py --model "$base" --seed "$seed" \
-                --test "$run/data/test.jsonl" --data "$out/$when.jsonl" --limit 100 \
+                --test "$run/data/test.jsonl" --data "$out/$when.jsonl" --limit $((PROBLEMS / 3)) \
                 --max-new-tokens 300 --max-length 512 --no-halves --norms 0 --quantile 0.25 \
                 --by $by $([ $by != cosine ] || echo --exact) \
                 $([ $end = highest ] || echo --lowest) --select "$out/${when}_${by}_$end.jsonl"
         done
     done
     made "$out/${when}_random.jsonl" python scripts/keep_correct.py --data "$out/$when.jsonl" \
-        --per-problem 0 --num $(wc -l < "$out/${when}_effect_lowest.jsonl") --seed "$seed" \
+        --per-problem 0 --num $(wc -l < "$out/${when}_${by}_lowest.jsonl") --seed "$seed" \
         --out "$out/${when}_random.jsonl"
     for data in "$out/${when}"_*_*.jsonl "$out/${when}_random.jsonl"; do
         name=$(basename "$data" .jsonl)
         made "$out/sft_$name/model" python sft.py --model "$base" --data "$data" --seed "$seed" \
             --out "$out/sft_$name" --lr 5e-4 --batch 16 --epochs 4 --max-length 512 \
             $([ ! -e "$out/sft_$name/metrics.jsonl" ] || echo --resume)
-        made "$out/eval_$name.jsonl" python sample.py --model "$out/sft_$name/model" --limit 300 \
+        made "$out/eval_$name.jsonl" python sample.py --model "$out/sft_$name/model" --limit $PROBLEMS \
             --data "$run/data/test.jsonl" --out "$out/eval_$name.jsonl" --n 2 \
             --temperature 1 --max-new-tokens 300
     done
 done
-for when in first last; do
+for when in $WHEN; do
     for file in "$out"/eval_${when}_*.jsonl; do
         printf '%-32s' "$(basename "$file" .jsonl | cut -c6-)"
         python verify.py "$file" | sed -n 2p

@@ -177,6 +177,7 @@ def test_our_puzzles_get_another_prompt(tmp_path):
 # ---- the experiments -------------------------------------------------------------------------
 SMALL = {"tiny": ("redistill_tiny.sh", {"STEPS": "2", "PROMPTS": "8", "EXAMPLES": "24", "TEST": "8",
                                         "TRACE": ""}),
+         "selection": ("selection.sh {}/tiny", {"WHEN": "last", "BY": "effect", "PROBLEMS": "8"}),
          "kk": ("redistill_kk.sh", {"SMOKE": "1"}), "math": ("redistill_math.sh", {"SMOKE": "1"}),
          "mixture": ("pretrain_mixture.sh", {"LESSONS": "20000", "TOKENS": "10000", "WIDTHS": "32 48",
                                              "SHARES": "guess=50 worked=40 table=10 search=0",
@@ -204,11 +205,12 @@ class Experiments:
         self.thread.start()
 
     def start(self, name):
-        script, settings = SMALL[name]
+        command, settings = SMALL[name]
+        script, *arguments = command.format(self.runs).split()
         settings = {key: value.format(self.runs) for key, value in settings.items()}
         with open(self.runs / f"{name}.out", "w") as out, open(self.runs / f"{name}.err", "w") as error:
             self.running = subprocess.Popen(
-                ["bash", os.path.join(ROOT, "scripts", script)], stdout=out, stderr=error,
+                ["bash", os.path.join(ROOT, "scripts", script), *arguments], stdout=out, stderr=error,
                 start_new_session=True,     # and Ctrl-C is heard even where the tests are told not to
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 env={**os.environ, **settings, "OUT": str(self.runs / name), "OMP_NUM_THREADS": "1"})
@@ -295,6 +297,23 @@ def test_examples_of_the_lab_are_what_they_are_called(experiments):
     assert all(kk_correct(row["response"], row["gold"]) for row in read(data / "b.jsonl"))
     assert not any(kk_correct(row["response"], row["gold"]) and row["finished"]
                    for row in read(data / "wrong.jsonl"))
+
+
+def test_quarters_chosen_by_effect_are_compared_with_as_many(experiments):
+    runs, _, ended = experiments
+    _, error, code = ended["selection"]
+    assert code == 0, error[-2000:]
+    folder = runs / "tiny" / "selection"
+    pool, highest, lowest, drawn = (read(folder / f"{name}.jsonl") for name in (
+        "last", "last_effect_highest", "last_effect_lowest", "last_random"))
+    assert len(highest) == len(lowest) == len(drawn) == round(len(pool) / 4) > 2
+    assert min(row["effect"] for row in highest) > max(row["effect"] for row in lowest)
+    texts = {(row["id"], row["response"]) for row in pool}
+    assert {(row["id"], row["response"]) for row in highest + lowest + drawn} <= texts
+    for name, rows in (("effect_highest", highest), ("effect_lowest", lowest), ("random", drawn)):
+        made = json.loads((folder / f"sft_last_{name}" / "settings.json").read_text())["settings"]
+        assert made["data"] == [str(folder / f"last_{name}.jsonl")]
+        assert f"last_{name} " in (folder / "report.txt").read_text()
 
 
 @pytest.mark.parametrize("name", ("kk", "math"))
