@@ -21,7 +21,7 @@ made() { [ -e "$1" ] || { echo; echo "$1"; "${@:2}"; }; }
 
 for when in $WHEN; do
     files=("${steps[@]:0:11}")
-    [ $when = first ] || files=("${steps[@]: -11}")
+    [ $when = first ] || files=("${steps[@]:$((${#steps[@]} > 11 ? ${#steps[@]} - 11 : 0))}")
     made "$out/$when.jsonl" python scripts/keep_correct.py --data "${files[@]}" --per-problem 4 \
         --seed "$seed" --out "$out/$when.jsonl"
     for by in $BY; do
