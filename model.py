@@ -251,7 +251,7 @@ def whole_rows(weight: Tensor, vocab: int) -> Tensor:
 def head_logits(hidden: Tensor, weight: Tensor, vocab: int | None = None) -> Tensor:
     """[..., C] and [V, C] -> logits [..., V], fp32 or better from whatever dtype goes in.
 
-    vocab: those of other ids are so low that exp is 0 (and not -inf, which times 0 is no number).
+    vocab: those of other ids are so low that exp gives 0 (-inf would not do: times 0 it is NaN).
     """
     weight = weight.to(hidden.dtype)
     if hidden.is_cuda and hidden.dtype == torch.bfloat16 and not torch.is_grad_enabled():

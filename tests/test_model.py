@@ -159,16 +159,17 @@ def test_packed_lengths_must_describe_the_row():
 # ---- logprobs --------------------------------------------------------------------------------
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("at_once", [2**26, 100])       # one chunk; two tokens and few ids a chunk
-def test_logprobs_entropy_and_gradients(monkeypatch, tied, at_once):
+@pytest.mark.parametrize("vocab, rows", [(45, 50), (70, 200)])    # all rows in use; 128 of them
+def test_logprobs_entropy_and_gradients(monkeypatch, tied, at_once, vocab, rows):
     monkeypatch.setattr(M, "LOGITS_AT_ONCE", at_once)
-    tokens = torch.randint(0, 45, (3, 8))
+    tokens = torch.randint(0, vocab, (3, 8))
     weight = torch.randn(3, 7, dtype=torch.float64)
     grads = []
     for naive in (True, False):
-        model = tiny(dtype=torch.float64, tie_word_embeddings=tied)
-        model.vocab = 45                                        # 5 padded ids have no probability
+        model = tiny(dtype=torch.float64, tie_word_embeddings=tied, vocab_size=rows)
+        model.vocab = vocab                                     # the padded ids have no probability
         if naive:
-            logits = model(tokens)[:, :-1, :45] / 0.7
+            logits = model(tokens)[:, :-1, :vocab] / 0.7
             logp, entropy = naive_logprobs(model, tokens, 0.7), \
                 torch.distributions.Categorical(logits=logits).entropy()
         else:
