@@ -87,7 +87,7 @@ def device_and_dtype(device: str, dtype: str):
     if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise ValueError(f"no such CUDA device here: {device}; --device cpu")
     if ":" in device:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device)       # graphs and Triton work on the current one
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     if dtype not in ("float32", "bfloat16"):

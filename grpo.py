@@ -199,7 +199,7 @@ def padded(rows: list[Tensor], like: Tensor) -> Tensor:
 
 
 def logprobs_of(model, ranks, sequences: list[Sequence], settings, forward=None) -> dict:
-    """log p (or what `forward` computes) of the responses that this process will train on, by index."""
+    """log p (or what `forward` computes) of the responses that this process trains on, by index."""
     found = {}
 
     def keep(indices, logp, mask, entropy):

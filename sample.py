@@ -249,7 +249,7 @@ class _Slots:
         self.done[rows] |= stopped | (self.count[rows] >= self.limit[rows])
 
     def _step(self, live: int, reach: list[int] | None):
-        """One token more for the first `live` slots; see `_paged_attention`. None: kernel.py's."""
+        """One token more for the first `live` slots; `_paged_attention` to `reach`, or kernel.py's."""
         position = self.position[:live]                                         # [b]
         cos, sin = rotary(position[:, None], self.model.config)                 # [b, 1, 1, D]
         attend = self._paged_attention(position, cos, sin, reach) if reach else (

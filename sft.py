@@ -251,16 +251,15 @@ class AdamW:
         self.skipped = 0 if finite else self.skipped + 1
         if finite:
             self.adamw.param_groups[0]["lr"] = lr
-            if self.held is not self.parameters:
-                for p, held in zip(self.parameters, self.held):
-                    held.grad.copy_(p.grad, non_blocking=True)
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()                # the CPU reads them now
+            apart = [] if self.held is self.parameters else list(zip(self.parameters, self.held))
+            for p, held in apart:
+                held.grad.copy_(p.grad, non_blocking=True)
+            if apart and apart[0][0].is_cuda:
+                torch.cuda.synchronize()                    # the CPU reads them now
             self.adamw.step()
-            if self.held is not self.parameters:
-                with torch.no_grad():
-                    for p, held in zip(self.parameters, self.held):
-                        p.copy_(held, non_blocking=True)
+            with torch.no_grad():
+                for p, held in apart:
+                    p.copy_(held, non_blocking=True)
         for p in self.parameters:
             p.grad = None
         return norm

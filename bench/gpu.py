@@ -25,7 +25,7 @@ effect        sample effects of 1000 examples of 700 tokens: three forward passe
 their_decode  transformers' `generate`, same weights: 64 and 512 prompts of 200, 256 new tokens
 their_update  transformers' forward and backward, same weights, padded, 8 at a time
 
-Warmed up; medians of three; the JSON line at the end has all times.
+Warmed up; medians of three (step and effect: once); the JSON line at the end has all times.
 """
 import json
 import os

@@ -277,7 +277,8 @@ def figure(runs: list[dict], path: str) -> bool:
                           label=(key[2] if step else "before") if run is cells[key][0] and (
                               step or key[2] == "grpo") else None)
     axis.set_xscale("log", base=2)
-    axis.set(xlabel="k", ylabel="pass@k, easy test", title=f"pass@k, from {start(*main)}", ylim=(0, 1.02))
+    axis.set(xlabel="k", ylabel="pass@k, easy test", ylim=(0, 1.02),
+             title=f"pass@k, from {start(*main)}")
     axis.legend(frameon=False, fontsize=8)
     for axis in axes.flatten():
         axis.set_visible(axis.has_data())

@@ -8,7 +8,8 @@
 # The same command goes on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-run=${1:?names a run of redistill_tiny.sh} base=${BASE:-assets/tiny_base} out=$1/selection
+[ $# = 1 ] || { echo "selection.sh takes one argument, a run of redistill_tiny.sh" >&2; exit 2; }
+run=$1 base=${BASE:-assets/tiny_base} out=$1/selection
 WHEN=${WHEN:-first last}
 BY=${BY:-effect per_token cosine}
 PROBLEMS=${PROBLEMS:-300}           # to test on; a third of them for the effects
@@ -33,6 +34,7 @@ for when in $WHEN; do
                 $([ $end = highest ] || echo --lowest) --select "$out/${when}_${by}_$end.jsonl"
         done
     done
+    # As many: the last chosen quarter says how many that is.
     made "$out/${when}_random.jsonl" python scripts/keep_correct.py --data "$out/$when.jsonl" \
         --per-problem 0 --num $(wc -l < "$out/${when}_${by}_lowest.jsonl") --seed "$seed" \
         --out "$out/${when}_random.jsonl"
