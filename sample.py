@@ -12,8 +12,8 @@ place, and when enough slots are free, waiting prompts are let in.
 
 On a CPU `_step` runs as it is written, over just the live slots and the live pages. On CUDA the
 same `_step` is captured in one graph per rounded-up number of live slots, drawing and note-taking
-included, with the attention of kernel.py in the place of `_paged_attention`; the host looks only
-every 16 steps whether anything has ended.
+included, with the layers as kernel.py runs them; the host looks only every 16 steps whether
+anything has ended.
 """
 import json
 import math
@@ -163,21 +163,22 @@ class _Slots:
 
         def per_slot(*shape, dtype=torch.int64, fill=0):
             return torch.full(shape, fill, dtype=dtype, device=weight.device)
-        self.numbers = per_slot(5, slots)
+        self.numbers = per_slot(4, slots)
         (self.token,                                        # drawn last, not yet in the cache
          self.position,                                     # where it belongs
          self.count,                                        # tokens drawn so far
-         self.limit,                                        # ... and at most
-         self.key) = self.numbers                           # of the noise
+         self.limit) = self.numbers                         # ... and at most
         self.flags = per_slot(2, slots, dtype=torch.bool, fill=True)
         self.done, self.finished = self.flags
         self.drawn = per_slot(slots, new + 1)
         self.logprob = per_slot(slots, new + 1, dtype=torch.float32)
+        self.noise = per_slot(slots, new + 1, dtype=torch.float64)
         self.state = (self.numbers, self.flags, self.drawn, self.logprob)
         self.stop = torch.tensor(sorted(stop), dtype=torch.int64, device=weight.device)
         self.graphs = {} if weight.is_cuda else None        # (live slots, pages) -> CUDA graph
         # All of them use the same memory: one runs at a time, and leaves what it made in `state`.
         self.pool = torch.cuda.graph_pool_handle() if weight.is_cuda else None
+        self.decoder = kernel.Decoder(self.model, length) if weight.is_cuda and kernel else None
 
     def __deepcopy__(self, memo):
         return None                                         # a copied model makes its own
@@ -224,21 +225,22 @@ class _Slots:
             self.cache[layer, :, :kept.shape[2], rows] = kv[:, :, which]
         self.position[rows] = torch.tensor(lengths, device=device) - 1
         self.limit[rows] = torch.tensor(limits, device=device)
-        self.key[rows] = keys.to(device)
+        self.noise[rows] = uniform(keys.to(device)[:, None],
+                                   torch.arange(self.new + 1, device=device))
         for flag in (self.count, self.done, self.finished):
             flag[rows] = 0
         self._record(rows, logits[which])
 
     def _record(self, rows: slice, logits: Tensor):
         """Draw the next token of these slots, logits [b, V], and note it down."""
+        column = self.count[rows, None]         # one too many for a slot that is done: never read
         if self.temperature > 0:
             p = truncate(logits.div_(self.temperature), self.top_k, self.top_p).softmax(-1)
-            token = draw(p, uniform(self.key[rows], self.count[rows]))
+            token = draw(p, self.noise[rows].gather(1, column).squeeze(1))
         else:
             token, p = logits.argmax(-1), logits.softmax(-1)
         logprob = p.gather(-1, token[:, None]).log().squeeze(-1).float()
         running = ~self.done[rows]
-        column = self.count[rows, None]         # one too many for a slot that is done: never read
         self.drawn[rows].scatter_(1, column, token[:, None])
         self.logprob[rows].scatter_(1, column, logprob[:, None])
         self.token[rows] = token
@@ -250,17 +252,18 @@ class _Slots:
 
     def _step(self, live: int, reach: list[int] | None):
         """One token more for the first `live` slots; `_paged_attention` to `reach`, or kernel.py's."""
-        position = self.position[:live]                                         # [b]
-        cos, sin = rotary(position[:, None], self.model.config)                 # [b, 1, 1, D]
-        attend = self._paged_attention(position, cos, sin, reach) if reach else (
-            lambda layer, q, k, v: kernel.attend(q, k, v, cos, sin, position, self.done[:live],
-                                                 *self.cache[layer]))
-        hidden = self.model.hidden(self.token[:live, None], attend=attend)      # [b, 1, C]
-        self._record(slice(live), self.logits(hidden[:, 0]))
+        token, position = self.token[:live], self.position[:live]               # [b]
+        if reach:
+            attend = self._paged_attention(position, reach)
+            hidden = self.model.hidden(token[:, None], attend=attend)[:, 0]     # [b, C]
+        else:
+            hidden = self.decoder.hidden(token, position, self.done[:live], self.cache)
+        self._record(slice(live), self.logits(hidden))
 
-    def _paged_attention(self, position, cos, sin, reach: list[int]):
+    def _paged_attention(self, position, reach: list[int]):
         """attend(layer, q, k, v) for a token each; only the first reach[p] slots have a page p."""
         c, live, length = self.model.config, reach[0], len(reach) * PAGE
+        cos, sin = rotary(position[:, None], c)                                 # [b, 1, 1, D]
         row = torch.arange(live, device=position.device)
         heads = torch.arange(c.num_key_value_heads, device=position.device)
         cell = ((position // PAGE * self.slots + row)[:, None] * len(heads) + heads) * PAGE
@@ -293,7 +296,7 @@ class _Slots:
                     reach.append(slot + 1)
             return self._step(len(lengths), reach)
         live, pages = min(_round_up(len(lengths)), self.slots), 0
-        if kernel is None:
+        if self.decoder is None:
             pages = min(_round_up(-(-max(lengths) // PAGE)), self.cache.shape[2])
         if (live, pages) not in self.graphs:
             self.graphs[live, pages] = self._capture(live, [live] * pages or None)
@@ -314,7 +317,8 @@ class _Slots:
         pages = -(-length // PAGE)
         to, source = torch.tensor([to, source], device=self.cache.device)
         self.numbers[:, to], self.flags[:, to] = self.numbers[:, source], self.flags[:, source]
-        self.drawn[to], self.logprob[to] = self.drawn[source], self.logprob[source]
+        for tensor in (self.drawn, self.logprob, self.noise):
+            tensor[to] = tensor[source]
         for layer in self.cache:                            # the copy in between stays small
             layer[:, :pages, to] = layer[:, :pages, source]
 

@@ -1,4 +1,6 @@
 """kernel.py against attention written out: on a GPU, or without one in Triton's interpreter."""
+import copy
+
 import pytest
 import torch
 
@@ -39,19 +41,20 @@ def test_attention_to_the_cache(kv, group, size, dtype, splits):
     b = len(position)
     config = M.Config(8, size, 8, 1, 1, 1, rope_theta=1e4)
     cache = torch.randn(2, PAGES, SLOTS, kv, S.PAGE, size).to(dtype)
-    q, k, v = (torch.randn(b, heads, 1, size).to(dtype) for heads in (kv * group, kv, kv))
-    cos, sin = M.rotary(position[:, None], config)
-    turned = [M.rotate(x, cos, sin)[:, :, 0] for x in (q, k)]
+    q, k, v = parts = [torch.randn(b, n, size).to(dtype) for n in (kv * group, kv, kv)]
+    cos, sin = M.rotary(torch.arange(PAGES * S.PAGE), config)               # [1, T, D]
+    turned = [M.rotate(x, *(table[0, position, None] for table in (cos, sin))) for x in (q, k)]
     wanted = cache.clone()
     expected = torch.stack([
-        by_hand(turned[0][row], turned[1][row], v[row, :, 0], int(position[row]),
+        by_hand(turned[0][row], turned[1][row], v[row], int(position[row]),
                 wanted[0, :, row], wanted[1, :, row]) for row in range(b)])
 
     cache = cache.to(DEVICE)
-    found = kernel.attend(*(x.to(DEVICE) for x in (q, k, v, cos, sin, position)),
+    qkv = torch.cat(parts, dim=1).flatten(1)
+    found = kernel.attend(*(x.to(DEVICE) for x in (qkv, cos, sin, position)),
                           torch.zeros(b, dtype=torch.bool, device=DEVICE), *cache, splits=splits)
     tight = dtype == torch.float32
-    torch.testing.assert_close(found.double().cpu()[:, :, 0], expected, rtol=0,
+    torch.testing.assert_close(found.double().cpu().view(b, -1, size), expected, rtol=0,
                                atol=2e-6 if tight else 2e-2 if DEVICE == "cuda" else 2e-3)
     torch.testing.assert_close(cache.cpu(), wanted, rtol=1e-6 if tight else 1e-2, atol=1e-6)
 
@@ -59,26 +62,105 @@ def test_attention_to_the_cache(kv, group, size, dtype, splits):
 def test_what_is_done_is_not_read():
     """Only the new token is: what is in the cache may be anything."""
     cache = torch.full((2, 1, 1, 1, S.PAGE, 16), float("nan"), device=DEVICE)
-    q, k, v = torch.randn(3, 1, 1, 1, 16, device=DEVICE)
-    at = torch.tensor([9], device=DEVICE)
-    cos, sin = M.rotary(at[:, None], M.Config(8, 16, 8, 1, 1, 1))
+    qkv = torch.randn(1, 3 * 16, device=DEVICE)
+    cos, sin = M.rotary(torch.arange(10, device=DEVICE), M.Config(8, 16, 8, 1, 1, 1))
     for splits in (1, 2):
-        out = kernel.attend(q, k, v, cos, sin, at, torch.tensor([True], device=DEVICE), *cache,
-                            splits=splits)
-        torch.testing.assert_close(out, v)
+        out = kernel.attend(qkv, cos, sin, torch.tensor([9], device=DEVICE),
+                            torch.tensor([True], device=DEVICE), *cache, splits=splits)
+        torch.testing.assert_close(out, qkv[:, 32:])
+
+
+@pytest.mark.parametrize("size, out, dtype", [(48, 6, torch.float32), (1100, 9, torch.float32),
+                                              (2048, 1030, HALF)])
+def test_products_of_one_row(size, out, dtype):
+    """Sizes that no block divides; what is added, put before and after, alone and together."""
+    torch.manual_seed(0)
+    x, weight, bias, residual = (torch.randn(*shape, device=DEVICE).to(dtype) for shape in (
+        (1, size), (2 * out, size), (out,), (1, out)))
+    norm = M.RMSNorm(size, 1e-6).to(DEVICE, dtype)
+    torch.nn.init.normal_(norm.weight)
+    exact = {name: t.detach().double() for name, t in (
+        ("x", x), ("w", weight), ("b", bias), ("r", residual), ("n", norm.weight))}
+    normed = exact["x"] * (exact["x"].square().mean() + 1e-6).rsqrt() * exact["n"]
+    gate, up = normed @ exact["w"][:out].T, normed @ exact["w"][out:].T
+    plain = exact["x"] @ exact["w"][:out].T
+    close = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 0.2}
+    for found, expected in (
+            (kernel.product(x, weight[:out]), plain),
+            (kernel.product(x, weight[:out], bias, norm), gate + exact["b"]),
+            (kernel.product(x, weight, norm=norm, gate=True), gate.sigmoid() * gate * up),
+            (kernel.product(x, weight[:out], add_to=residual), plain + exact["r"])):
+        torch.testing.assert_close(found.double(), expected, **close)
+    torch.testing.assert_close(residual.double(), plain + exact["r"], **close)      # in place
+
+
+@pytest.mark.parametrize("size", [5, 1024, 1030])
+def test_gate(size):
+    both = torch.randn(3, 2 * size, device=DEVICE)
+    gate, up = both.split(size, dim=1)
+    torch.testing.assert_close(kernel.gated(both), torch.nn.functional.silu(gate) * up)
+
+
+def test_joined_layers_keep_their_weights_and_can_be_trained():
+    """They share memory with the whole, so training moves both; sampling runs in inference mode,
+    whose tensors could not be trained. Joined a second time they are where they were."""
+    config = M.Config(50, 16, 24, 2, 4, 2)
+    torch.manual_seed(0)
+    model = M.Transformer(config).to(DEVICE)
+    before = copy.deepcopy(model.state_dict())
+    with torch.inference_mode():
+        decoders = [kernel.Decoder(model, 8) for _ in range(2)]
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+    model(torch.tensor([[1, 2, 3]], device=DEVICE)).square().sum().backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    attention, mlp = model.model["layers"][1].self_attn, model.model["layers"][1].mlp
+    for decoder in decoders:
+        qkv, bias, gate_up = decoder.joined[1]
+        assert torch.equal(qkv[:16], attention.q_proj.weight)
+        assert torch.equal(qkv[16:24], attention.k_proj.weight)
+        assert torch.equal(qkv[24:], attention.v_proj.weight)
+        assert torch.equal(bias[24:], attention.v_proj.bias)
+        assert torch.equal(gate_up[24:], mlp.up_proj.weight)
+    assert not torch.equal(attention.v_proj.weight, before["model.layers.1.self_attn.v_proj.weight"])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_step_is_that_of_the_model(rows):
+    """Biases and norms as no fresh model has them; the cache holds what a full pass computes."""
+    model = tiny().to(DEVICE)
+    c, lengths = model.config, [70, 1, 64][:rows]
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.1 * torch.randn_like(p)
+        cache = torch.zeros(c.num_hidden_layers, 2, 2, rows, c.num_key_value_heads, S.PAGE,
+                            c.head_dim, device=DEVICE)
+        tokens = [torch.randint(0, c.vocab_size, (1, n + 1), device=DEVICE) for n in lengths]
+        expected = torch.cat([model.hidden(row)[:, -1] for row in tokens])
+        slots = S._Slots(model, rows, 2 * S.PAGE, 1, 1.0, 1.0, 0, set())
+        for row, n in enumerate(lengths):
+            kept, _ = slots.prefill([tokens[row][0, :n].tolist()])
+            cache[:, :, :kept.shape[2], row] = kept[:, :, :, 0]
+        found = kernel.Decoder(model, 2 * S.PAGE).hidden(
+            torch.cat([row[0, -1:] for row in tokens]), torch.tensor(lengths, device=DEVICE),
+            torch.zeros(rows, dtype=torch.bool, device=DEVICE), cache)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="test_sample.py does this with the graphs themselves")
 def test_sampling_with_it_equals_the_plain_way(as_graphs, monkeypatch):  # noqa: F811
     """As on CUDA: one size for every length; and a slot that goes on after its end falls out."""
-    attend = kernel.attend
-    calls = []
+    attend, init, calls = kernel.attend, S._Slots.__init__, []
 
     def watched(*args):
         calls.append(len(args[0]))
-        return attend(*args, splits=1)
+        return attend(*args)
+
+    def with_decoder(self, *args):
+        init(self, *args)
+        self.decoder = kernel.Decoder(self.model, self.length)
     monkeypatch.setattr(kernel, "attend", watched)
-    monkeypatch.setattr(S, "kernel", kernel)
+    monkeypatch.setattr(S._Slots, "__init__", with_decoder)
 
     def both():
         assert max(map(len, PROMPTS)) + 58 == 2 * S.PAGE
