@@ -193,6 +193,63 @@ def product(x, weight, bias=None, norm=None, gate=False, add_to=None):
     return out
 
 
+# ---- drawing a token -------------------------------------------------------------------------
+@triton.jit
+def _masses(logits, top, mass, temperature, SIZE: tl.constexpr, CHUNKS: tl.constexpr):
+    chunk = tl.program_id(0).to(tl.int64) * CHUNKS + tl.program_id(1)
+    block, i = tl.arange(0, 64), tl.arange(0, 64)
+    at = (tl.program_id(1) * 64 + block)[:, None] * 64 + i[None, :]
+    z = tl.load(logits + tl.program_id(0).to(tl.int64) * SIZE + at, at < SIZE, float("-inf"))
+    high = tl.maximum(tl.max(tl.max(z, 1), 0), -1e30)
+    tl.store(top + chunk, high)
+    tl.store(mass + chunk * 64 + block, tl.sum(tl.exp((z - high) / temperature), 1))
+
+
+@triton.jit
+def _pick(logits, top, mass, u, token, logprob, temperature,
+          SIZE: tl.constexpr, CHUNKS: tl.constexpr, WIDTH: tl.constexpr):
+    row, i = tl.program_id(0).to(tl.int64), tl.arange(0, 64)
+    chunk, blocks = tl.arange(0, WIDTH), tl.arange(0, WIDTH * 64)
+    inside = chunk < CHUNKS
+    high = tl.load(top + row * CHUNKS + chunk, inside, -1e30)
+    highest = tl.max(high, 0)
+    p = tl.load(mass + (row * CHUNKS + chunk)[:, None] * 64 + i[None, :], inside[:, None], 0.0)
+    p *= tl.exp((high - highest) / temperature)[:, None]
+    p = tl.reshape(p.to(tl.float64), [WIDTH * 64])
+    cdf = tl.cumsum(p, 0)
+    total = tl.max(cdf, 0)
+    target = tl.load(u + row) * total
+    last = tl.sum((cdf < total).to(tl.int32), 0)            # rounding may put target at the total
+    block = tl.minimum(tl.sum((cdf <= target).to(tl.int32), 0), last)
+    target -= tl.sum(tl.where(blocks == block, cdf - p, 0.0), 0)
+
+    at = block * 64 + i
+    z = (tl.load(logits + row * SIZE + at, at < SIZE, float("-inf")) - highest) / temperature
+    cdf = tl.cumsum(tl.exp(z).to(tl.float64), 0)
+    last = tl.sum((cdf < tl.max(cdf, 0)).to(tl.int32), 0)
+    found = tl.minimum(tl.sum((cdf <= target).to(tl.int32), 0), last)
+    tl.store(token + row, (block * 64 + found).to(tl.int64))
+    log_p = tl.sum(tl.where(i == found, z, 0.0), 0) - tl.log(total).to(tl.float32)
+    tl.store(logprob + row, log_p)
+
+
+def draw(logits, temperature: float, u):
+    """`sample.draw` from softmax(logits / temperature), [b, V] -> token and log-prob, [b] each.
+
+    The logits are read once, for the mass of each block of 64 (beside the maximum of its chunk, 64
+    blocks); then those of the block that is drawn.
+    """
+    (b, size), new = logits.shape, logits.new_empty
+    chunks = triton.cdiv(size, 64 * 64)
+    top, mass = new(b, chunks), new(b, chunks, 64)
+    token, logprob = new(b, dtype=torch.int64), new(b, dtype=torch.float32)
+    _masses[b, chunks](logits, top, mass, temperature, SIZE=size, CHUNKS=chunks)
+    _pick[b,](logits, top, mass, u, token, logprob, temperature, SIZE=size, CHUNKS=chunks,
+              WIDTH=triton.next_power_of_2(chunks))
+    return token, logprob
+
+
+# ---- the step --------------------------------------------------------------------------------
 def side_by_side(name, *layers):
     """The weights (or biases) of layers with the same input as one; the layers keep views of it."""
     parts = [getattr(layer, name) for layer in layers]

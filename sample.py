@@ -231,15 +231,20 @@ class _Slots:
             flag[rows] = 0
         self._record(rows, logits[which])
 
+    def _draw(self, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A token of each row of logits [b, V], by noise [b] in [0, 1), and its log-prob."""
+        if self.decoder and self.temperature > 0 and self.top_k == 0 and self.top_p == 1:
+            return kernel.draw(logits, self.temperature, noise)
+        if self.temperature > 0:
+            logits = truncate(logits.div_(self.temperature), self.top_k, self.top_p)
+        p = logits.softmax(-1)
+        token = draw(p, noise) if self.temperature > 0 else logits.argmax(-1)
+        return token, p.gather(-1, token[:, None]).log().squeeze(-1).float()
+
     def _record(self, rows: slice, logits: Tensor):
         """Draw the next token of these slots, logits [b, V], and note it down."""
         column = self.count[rows, None]         # one too many for a slot that is done: never read
-        if self.temperature > 0:
-            p = truncate(logits.div_(self.temperature), self.top_k, self.top_p).softmax(-1)
-            token = draw(p, self.noise[rows].gather(1, column).squeeze(1))
-        else:
-            token, p = logits.argmax(-1), logits.softmax(-1)
-        logprob = p.gather(-1, token[:, None]).log().squeeze(-1).float()
+        token, logprob = self._draw(logits, self.noise[rows].gather(1, column).squeeze(1))
         running = ~self.done[rows]
         self.drawn[rows].scatter_(1, column, token[:, None])
         self.logprob[rows].scatter_(1, column, logprob[:, None])

@@ -94,6 +94,29 @@ def test_products_of_one_row(size, out, dtype):
     torch.testing.assert_close(residual.double(), plain + exact["r"], **close)      # in place
 
 
+@pytest.mark.parametrize("size", [5, 64, 4160, 9000])
+def test_draw_is_that_of_sample(size):
+    """Peaks far above the rest or in other chunks; noise at both ends; ids not to be drawn."""
+    torch.manual_seed(size)
+    logits = 3 * torch.randn(6, size, device=DEVICE)
+    logits[1, size // 2] += 200
+    logits[2] -= 1e4
+    logits[3, 2:] = -1e30
+    logits[4, :-2] = -1e30
+    u = torch.rand(6, dtype=torch.float64, device=DEVICE)
+    for noise in (u, torch.zeros_like(u), torch.full_like(u, 1 - 2.0**-53)):
+        for t in (1.0, 0.6):
+            token, logprob = kernel.draw(logits, t, noise)
+            exact = (logits.double() / t).log_softmax(-1)
+            torch.testing.assert_close(logprob.double(), exact.gather(-1, token[:, None])[:, 0],
+                                       rtol=1e-5, atol=1e-5)
+            plain = S.draw(exact.exp().float(), noise)
+            if noise[0] < 1 - 2.0**-53:
+                assert torch.equal(token, plain)
+            else:                           # rounding decides which of the last ones; one that can be
+                assert torch.equal(token // 64, plain // 64) and logprob.min() > -100
+
+
 @pytest.mark.parametrize("size", [5, 1024, 1030])
 def test_gate(size):
     both = torch.randn(3, 2 * size, device=DEVICE)
@@ -160,6 +183,7 @@ def test_sampling_with_it_equals_the_plain_way(as_graphs, monkeypatch):  # noqa:
         init(self, *args)
         self.decoder = kernel.Decoder(self.model, self.length)
     monkeypatch.setattr(kernel, "attend", watched)
+    monkeypatch.setattr(S, "kernel", kernel)
     monkeypatch.setattr(S._Slots, "__init__", with_decoder)
 
     def both():
