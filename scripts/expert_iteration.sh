@@ -10,7 +10,9 @@
 # stopped. OUT/round-N/sft/model is the model after N rounds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-: "${BASE:?names a model directory}" "${DATA:?names problems}"
+for name in BASE DATA; do
+    [ -n "${!name:-}" ] || { echo "$name is not set: see the first lines of $0" >&2; exit 2; }
+done
 SEED=${SEED:-0} OUT=${OUT:-runs/expert-$SEED} FROM=${FROM:-last} TEST=${TEST:-}
 ROUNDS=${ROUNDS:-4}             # of sampling and fine-tuning
 PROBLEMS=${PROBLEMS:-64}        # in a round

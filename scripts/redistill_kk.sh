@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 SEED=${SEED:-0} SMOKE=${SMOKE:-} TRAIN=${TRAIN:-} TEST=${TEST:-} LONG=${LONG:-}
 OUT=${OUT:-runs/kk-$SEED${SMOKE:+-smoke}}
 BASE=${BASE:-${SMOKE:+$OUT/random/model}}
-: "${BASE:?names a model directory: BASE=Qwen2.5-1.5B bash $0}"
+[ -n "${BASE:-}" ] || { echo "BASE is not set: see the first lines of $0" >&2; exit 2; }
 DATA=$OUT/data
 SETS=(short long)
 POLICY=short REPLAY=11 KEEP=1000 STEPS=125

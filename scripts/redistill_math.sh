@@ -16,7 +16,9 @@ SEED=${SEED:-0} SMOKE=${SMOKE:-} LONG=${LONG:-} FOREIGN=${FOREIGN:-}
 OUT=${OUT:-runs/math-$SEED${SMOKE:+-smoke}}
 BASE=${BASE:-${SMOKE:+$OUT/random/model}}
 TRAIN=${TRAIN:-${SMOKE:+$OUT/data/toy.jsonl}} TEST=${TEST:-${SMOKE:+$OUT/data/toy.jsonl}}
-: "${BASE:?names a model directory}" "${TRAIN:?names MATH problems}" "${TEST:?names MATH problems}"
+for name in BASE TRAIN TEST; do
+    [ -n "${!name:-}" ] || { echo "$name is not set: see the first lines of $0" >&2; exit 2; }
+done
 DATA=$OUT/data
 SETS=(short ${LONG:+long})
 POLICY=short REPLAY=11 KEEP=500 STEPS=50

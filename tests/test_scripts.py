@@ -460,6 +460,19 @@ def test_echo_chamber_refuses_what_cannot_be(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("script, given, absent", [
+    ("expert_iteration", {"BASE": "x"}, "DATA"), ("redistill_kk", {}, "BASE"),
+    ("redistill_math", {"BASE": "x", "TEST": "x"}, "TRAIN")])
+def test_a_variable_that_must_be_given(script, given, absent, tmp_path):
+    bare = {name: value for name, value in os.environ.items()
+            if name not in ("BASE", "DATA", "TRAIN", "TEST", "SMOKE")}
+    done = subprocess.run(["bash", os.path.join(ROOT, "scripts", f"{script}.sh")],
+                          env={**bare, **given, "OUT": str(tmp_path / "out")},
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"{absent} is not set")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
 def test_experiments_say_what_they_would_do(tmp_path):
     env = {**os.environ, "BASE": os.path.join(ROOT, "tests/golden"), "OUT": str(tmp_path / "out")}
 
@@ -475,8 +488,6 @@ def test_experiments_say_what_they_would_do(tmp_path):
     done = run("tiny", BASE="nowhere")                  # and OUT is free for the right one
     assert done.returncode == 2 and "nowhere: no such model" in done.stderr
     assert not (tmp_path / "out").exists()
-    done = run("math", TRAIN="", TEST="x")
-    assert done.returncode == 1 and "TRAIN: names MATH problems" in done.stderr
     os.makedirs(tmp_path / "out")
     (tmp_path / "out" / "settings.txt").write_text("BASE: another\n")
     done = run("tiny")
