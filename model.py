@@ -284,7 +284,9 @@ class _TokenLogprobs(torch.autograd.Function):
                               for _ in range(3))
         cast = whole_rows(weight, vocab).to(hidden.dtype)
         for rows in _slices(len(hidden), vocab):
-            z = head_logits(hidden[rows], cast, vocab).div_(temperature)        # [n, V]
+            z = head_logits(hidden[rows], cast, vocab)                          # [n, V]
+            if temperature != 1:                            # a pass over much memory
+                z.div_(temperature)
             lse[rows] = z.logsumexp(-1)
             logp[rows] = z.gather(-1, targets[rows, None]).squeeze(-1) - lse[rows]
             if want_entropy:
