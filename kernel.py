@@ -219,15 +219,17 @@ def _pick(logits, top, mass, u, token, logprob, temperature,
     cdf = tl.cumsum(p, 0)
     total = tl.max(cdf, 0)
     target = tl.load(u + row) * total
-    last = tl.sum((cdf < total).to(tl.int32), 0)            # rounding may put target at the total
+    last = tl.max(tl.where(p > 0, blocks, 0), 0)            # rounding may put target beyond
     block = tl.minimum(tl.sum((cdf <= target).to(tl.int32), 0), last)
     target -= tl.sum(tl.where(blocks == block, cdf - p, 0.0), 0)
+    target /= tl.sum(tl.where(blocks == block, p, 0.0), 0)          # the share of the block's mass
 
     at = block * 64 + i
     z = (tl.load(logits + row * SIZE + at, at < SIZE, float("-inf")) - highest) / temperature
-    cdf = tl.cumsum(tl.exp(z).to(tl.float64), 0)
-    last = tl.sum((cdf < tl.max(cdf, 0)).to(tl.int32), 0)
-    found = tl.minimum(tl.sum((cdf <= target).to(tl.int32), 0), last)
+    p = tl.exp(z).to(tl.float64)
+    cdf = tl.cumsum(p, 0)
+    last = tl.max(tl.where(p > 0, i, 0), 0)
+    found = tl.minimum(tl.sum((cdf <= target * tl.max(cdf, 0)).to(tl.int32), 0), last)
     tl.store(token + row, (block * 64 + found).to(tl.int64))
     log_p = tl.sum(tl.where(i == found, z, 0.0), 0) - tl.log(total).to(tl.float32)
     tl.store(logprob + row, log_p)
@@ -255,9 +257,7 @@ def side_by_side(name, *layers):
     parts = [getattr(layer, name) for layer in layers]
     rows = [len(part) for part in parts]
     if len({part.untyped_storage().data_ptr() for part in parts}) > 1:
-        with torch.inference_mode(False), torch.no_grad():      # they may be trained later
-            whole = torch.cat([part.detach() for part in parts])
-        for part, view in zip(parts, whole.split(rows)):
+        for part, view in zip(parts, torch.cat([part.detach() for part in parts]).split(rows)):
             part.data = view
     return parts[0].detach().as_strided((sum(rows), *parts[0].shape[1:]), parts[0].stride(), 0)
 
@@ -275,6 +275,8 @@ class Decoder:
             gate_up = block.mlp.gate_proj, block.mlp.up_proj
             self.joined.append((side_by_side("weight", *qkv), side_by_side("bias", *qkv),
                                 side_by_side("weight", *gate_up)))
+        if self.cos.is_cuda:
+            torch.cuda.empty_cache()                            # where the parts were
 
     def hidden(self, token, position, done, cache):
         """token [b] at position [b] -> [b, C]. done [b] and cache: see `attend`."""

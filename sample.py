@@ -105,9 +105,10 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     return logits
 
 
-def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
-    """Per row, where the cumulative sum first exceeds target; never at an entry of no weight."""
-    last = (cdf < cdf[:, -1:]).sum(-1, keepdim=True)        # rounding may put target at the total
+def _first_above(cdf: Tensor, target: Tensor, p: Tensor) -> Tensor:
+    """Per row, where the cumulative sum of p first exceeds target; never at an entry of no weight."""
+    numbers = torch.arange(p.shape[-1], device=p.device)
+    last = torch.where(p > 0, numbers, 0).amax(-1, keepdim=True)    # rounding may put target beyond
     return torch.searchsorted(cdf, target, right=True).minimum(last)
 
 
@@ -122,10 +123,11 @@ def draw(p: Tensor, u: Tensor) -> Tensor:
     mass = blocks.sum(-1).double()                                              # [B, V / 64]
     cdf = mass.cumsum(-1)
     target = u[:, None] * cdf[:, -1:]                                           # [B, 1]
-    block = _first_above(cdf, target)
-    target = target - (cdf - mass).gather(-1, block)
+    block = _first_above(cdf, target, mass)
     inside = blocks.gather(1, block[..., None].expand(-1, -1, 64)).squeeze(1)
-    return (block * 64 + _first_above(inside.double().cumsum(-1), target)).squeeze(-1)
+    target, cdf = target - (cdf - mass).gather(-1, block), inside.double().cumsum(-1)
+    target = target / mass.gather(-1, block) * cdf[:, -1:]      # the two sums differ by rounding
+    return (block * 64 + _first_above(cdf, target, inside)).squeeze(-1)
 
 
 # ---- the slots -------------------------------------------------------------------------------
@@ -156,6 +158,7 @@ class _Slots:
                 self.model = transformer.Transformer(c)
             self.model.to(self.dtype).to_empty(device=weight.device)
             self.model.vocab = model.vocab
+        self.decoder = kernel.Decoder(self.model, length) if weight.is_cuda and kernel else None
         # Keys and values, [layers, 2, P, S, KV, PAGE, D]: all slots' first page, then their second
         # ones. Slots that reach a page lie side by side in it, so reading them is one long run.
         self.cache = _zeros((c.num_hidden_layers, 2, length // PAGE, slots,
@@ -178,7 +181,6 @@ class _Slots:
         self.graphs = {} if weight.is_cuda else None        # (live slots, pages) -> CUDA graph
         # All of them use the same memory: one runs at a time, and leaves what it made in `state`.
         self.pool = torch.cuda.graph_pool_handle() if weight.is_cuda else None
-        self.decoder = kernel.Decoder(self.model, length) if weight.is_cuda and kernel else None
 
     def __deepcopy__(self, memo):
         return None                                         # a copied model makes its own
@@ -399,8 +401,9 @@ def _slots_for(model, slots, wanted, length, new, *drawing) -> _Slots:
         kept.done.fill_(True)
         return kept
     del kept                                                # its memory, before new is taken
-    made = _Slots(model, min(wanted, slots or _slots_that_fit(model, length, wanted)), length, new,
-                  *drawing)
+    with torch.inference_mode(False):       # in it, nobody else could use what kernel.py has joined
+        made = _Slots(model, min(wanted, slots or _slots_that_fit(model, length, wanted)), length,
+                      new, *drawing)
     made.wanted, made.made_for = wanted, key
     made.refresh()
     return made
@@ -484,6 +487,7 @@ def _run(s, prompts, waiting, limits, seed, indices, watch):
         if moves := _close_gaps(running, ended, BLOCK if s.graphs is None else s.slots):
             longest = max(running[to].start for to in moves) + step
             s.move(list(moves), list(moves.values()), min(longest, s.length))
+            s.done[len(running):] = True                    # a graph may have rows for them, too
 
 
 def _close_gaps(running: list[_Running], ended: list[int], block: int) -> dict[int, int]:

@@ -125,14 +125,13 @@ def test_gate(size):
 
 
 def test_joined_layers_keep_their_weights_and_can_be_trained():
-    """They share memory with the whole, so training moves both; sampling runs in inference mode,
-    whose tensors could not be trained. Joined a second time they are where they were."""
+    """They share memory with the whole, so training moves both. Joined a second time they are where
+    they were."""
     config = M.Config(50, 16, 24, 2, 4, 2)
     torch.manual_seed(0)
     model = M.Transformer(config).to(DEVICE)
     before = copy.deepcopy(model.state_dict())
-    with torch.inference_mode():
-        decoders = [kernel.Decoder(model, 8) for _ in range(2)]
+    decoders = [kernel.Decoder(model, 8) for _ in range(2)]
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]), name
     model(torch.tensor([[1, 2, 3]], device=DEVICE)).square().sum().backward()
@@ -170,9 +169,9 @@ def test_a_step_is_that_of_the_model(rows):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="test_sample.py does this with the graphs themselves")
-def test_sampling_with_it_equals_the_plain_way(as_graphs, monkeypatch):  # noqa: F811
-    """As on CUDA: one size for every length; and a slot that goes on after its end falls out."""
+@pytest.fixture
+def decoding(as_graphs, monkeypatch):  # noqa: F811
+    """The CUDA way, kernels included, on a CPU; the list of the batches that attended."""
     attend, init, calls = kernel.attend, S._Slots.__init__, []
 
     def watched(*args):
@@ -185,12 +184,37 @@ def test_sampling_with_it_equals_the_plain_way(as_graphs, monkeypatch):  # noqa:
     monkeypatch.setattr(kernel, "attend", watched)
     monkeypatch.setattr(S, "kernel", kernel)
     monkeypatch.setattr(S._Slots, "__init__", with_decoder)
+    return calls
 
+
+ON_CPU = pytest.mark.skipif(DEVICE == "cuda", reason="test_sample.py does this with the graphs")
+
+
+@ON_CPU
+def test_sampling_with_it_equals_the_plain_way(decoding, monkeypatch):
+    """As on CUDA: one size for every length; and a slot that goes on after its end falls out."""
     def both():
         assert max(map(len, PROMPTS)) + 58 == 2 * S.PAGE
         return [tokens_of(S.generate(tiny(), PROMPTS[:3], max_new_tokens=58, slots=2, seed=5,
                                      temperature=t, stop={1, 17} if t else set())) for t in (0, 1)]
     found = both()
-    assert set(calls) == {1, 2}
+    assert set(decoding) == {1, 2}
     monkeypatch.undo()
     assert found == both()
+
+
+@ON_CPU
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_weights_are_joined_where_they_are_trained(dtype, decoding):
+    """Sampling runs in inference mode, whose tensors can neither be trained (fp32, no copy) nor be
+    views of each other (a copy in half precision to read from): both raised an error."""
+    model = tiny()
+    model.compute_dtype, found = dtype, []
+    for _ in range(2):
+        for one in (model, copy.deepcopy(model)):           # with slots kept from before; without
+            out = S.generate(one, PROMPTS[:3], max_new_tokens=8, slots=2, stop=set())
+            found.append(tokens_of(out))
+        M.logprobs(model, torch.tensor([PROMPTS[0] + [3, 4]])).sum().backward()
+        torch.optim.SGD(model.parameters(), 10.0).step()
+    assert found[0] == found[1] != found[2] == found[3]
+    assert decoding

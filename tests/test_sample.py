@@ -90,6 +90,19 @@ def test_the_graph_way_equals_the_plain_way(as_graphs, monkeypatch):
     assert graphs == both()
 
 
+def test_what_a_graph_runs_beyond_the_running_is_done(as_graphs, monkeypatch):
+    """A sequence that moves leaves a copy of itself, which would attend to its cache until it ends."""
+    step, beyond = S._Slots.step, []
+
+    def watched(self, lengths):
+        beyond.append(S._round_up(len(lengths)) - len(lengths))
+        assert self.done[len(lengths):].all()
+        step(self, lengths)
+    monkeypatch.setattr(S._Slots, "step", watched)
+    run_all(tiny(), slots=8, max_new_tokens=80, stop={1, 17, 23, 30, 41})
+    assert any(beyond)
+
+
 @pytest.mark.parametrize("value, rounded", [(1, 1), (3, 3), (5, 6), (7, 8), (9, 12), (13, 16),
                                             (100, 128), (512, 512), (513, 768)])
 def test_few_batch_sizes_are_captured(value, rounded):
@@ -146,9 +159,10 @@ def test_truncate_by_hand():
 
 
 def test_a_target_rounded_to_the_total_still_finds_an_entry_with_weight():
-    cdf = torch.tensor([[0.0, 1.0, 3.0, 3.0]])
+    p = torch.tensor([[0.0, 1.0, 2.0, 0.0]])
+    cdf = p.cumsum(-1)
     for target, index in [(0.0, 1), (0.9, 1), (1.0, 2), (2.9, 2), (3.0, 2), (3.1, 2)]:
-        assert S._first_above(cdf, torch.tensor([[target]])).tolist() == [[index]]
+        assert S._first_above(cdf, torch.tensor([[target]]), p).tolist() == [[index]]
 
 
 def test_draw_inverts_the_cumulative_sum():
