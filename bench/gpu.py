@@ -167,7 +167,7 @@ def checks(rate):
             for _ in range(100):
                 tokens.append(int(tiny(torch.tensor([tokens], device=DEVICE))[0, -1].argmax()))
         assert found.tokens == tokens[len(prompt):], "the sampler and full passes disagree"
-    worst, model = 0.0, made(LARGE)
+    worst, model = 0.0, made(LARGE, training=True)          # samples from a copy in bf16
     for prompt, [found] in zip(prompts, sample.generate(model, prompts, max_new_tokens=cut(800),
                                                         stop=set())):
         with torch.inference_mode():

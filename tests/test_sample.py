@@ -91,7 +91,7 @@ def test_the_graph_way_equals_the_plain_way(as_graphs, monkeypatch):
 
 
 def test_what_a_graph_runs_beyond_the_running_is_done(as_graphs, monkeypatch):
-    """A sequence that moves leaves a copy of itself, which would attend to its cache until it ends."""
+    """A sequence that moves leaves a copy of itself, which would go on in a graph until it ends."""
     step, beyond = S._Slots.step, []
 
     def watched(self, lengths):
@@ -110,12 +110,16 @@ def test_few_batch_sizes_are_captured(value, rounded):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-def test_cuda_graphs_equal_the_cpu_under_greedy_decoding():
+@pytest.mark.parametrize("temperature", [0, 0.7])
+def test_cuda_graphs_equal_the_cpu(temperature):
+    """Greedily, and with the same noise: there a sum rounded otherwise may tip a draw, seldom."""
     cpu, cuda = tiny(), tiny().cuda()
     for _ in range(2):                                      # the second call replays kept graphs
-        a = S.generate(cpu, PROMPTS, max_new_tokens=80, temperature=0, stop={1, 17})
-        b = S.generate(cuda, PROMPTS, max_new_tokens=80, temperature=0, stop={1, 17})
-        assert tokens_of(a) == tokens_of(b)
+        a, b = (sum(tokens_of(S.generate(model, PROMPTS, n=1 if temperature == 0 else 4, seed=3,
+                                         max_new_tokens=80, temperature=temperature, stop={1, 17})),
+                    []) for model in (cpu, cuda))
+        same = sum(x == y for x, y in zip(a, b))
+        assert same == len(a) if temperature == 0 else same >= 0.8 * len(a)
         with torch.no_grad():
             for p, q in zip(cpu.parameters(), cuda.parameters()):
                 p.mul_(1.01)
