@@ -302,9 +302,11 @@ class _Slots:
                 while len(reach) * PAGE < lengths[slot]:
                     reach.append(slot + 1)
             return self._step(len(lengths), reach)
-        live, pages = min(_round_up(len(lengths)), self.slots), 0
-        if self.decoder is None:
-            pages = min(_round_up(-(-max(lengths) // PAGE)), self.cache.shape[2])
+        live, pages = len(lengths), 0
+        if live > 1:                                        # 8, 16 ... 64, 80, 96, 112, 128, 160 ...
+            live = min(_round_up(live, 3, least=8), self.slots)
+        if self.decoder is None:                            # 1, 2, 3, 4, 6, 8, 12 ...
+            pages = min(_round_up(-(-max(lengths) // PAGE), 2), self.cache.shape[2])
         if (live, pages) not in self.graphs:
             self.graphs[live, pages] = self._capture(live, [live] * pages or None)
         self.graphs[live, pages].replay()
@@ -336,9 +338,9 @@ class _Slots:
                 for tokens, logprobs, count, finished in zip(*columns)]
 
 
-def _round_up(value: int) -> int:
-    """To at most two significant bits (1, 2, 3, 4, 6, 8, 12 ...): few sizes, a third wasted."""
-    unit = 1 << max(0, value.bit_length() - 2)
+def _round_up(value: int, bits: int, least: int = 1) -> int:
+    """To a multiple of `least` with at most so many significant bits: few sizes, little wasted."""
+    unit = max(least, 1 << max(0, value.bit_length() - bits))
     return -(-value // unit) * unit
 
 

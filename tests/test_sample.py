@@ -95,7 +95,7 @@ def test_what_a_graph_runs_beyond_the_running_is_done(as_graphs, monkeypatch):
     step, beyond = S._Slots.step, []
 
     def watched(self, lengths):
-        beyond.append(S._round_up(len(lengths)) - len(lengths))
+        beyond.append(1 < len(lengths) < self.slots)        # a graph has 8 rows
         assert self.done[len(lengths):].all()
         step(self, lengths)
     monkeypatch.setattr(S._Slots, "step", watched)
@@ -103,10 +103,11 @@ def test_what_a_graph_runs_beyond_the_running_is_done(as_graphs, monkeypatch):
     assert any(beyond)
 
 
-@pytest.mark.parametrize("value, rounded", [(1, 1), (3, 3), (5, 6), (7, 8), (9, 12), (13, 16),
-                                            (100, 128), (512, 512), (513, 768)])
-def test_few_batch_sizes_are_captured(value, rounded):
-    assert S._round_up(value) == rounded
+@pytest.mark.parametrize("value, rows, pages", [
+    (1, 8, 1), (3, 8, 3), (5, 8, 6), (9, 16, 12), (13, 16, 16), (65, 80, 96), (100, 112, 128),
+    (512, 512, 512), (513, 640, 768), (1000, 1024, 1024)])
+def test_few_sizes_are_captured(value, rows, pages):
+    assert S._round_up(value, 3, least=8) == rows and S._round_up(value, 2) == pages
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
