@@ -270,7 +270,7 @@ LOGITS_AT_ONCE = 2**26      # elements of the largest logits tensor: 256 MB in f
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """log p and entropy of softmax(h W^T / temperature), some tokens at a time, forward and back.
+    """log p and entropy of softmax(h W^T / temperature), some tokens at a time, back some ids.
 
     Autograd would keep all N x V logits for the backward pass; this one makes them again.
     With z the scaled logits, p = softmax(z), H the entropy and a, b the incoming gradients:
@@ -302,23 +302,26 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx, grad_logp, grad_entropy):
         hidden, weight, targets, lse, entropy = ctx.saved_tensors
         cast = whole_rows(weight, ctx.vocab).to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_hidden = torch.zeros_like(hidden, dtype=lse.dtype) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for rows in _slices(len(hidden), ctx.vocab):
-            a, b = (grad[rows, None] / ctx.temperature for grad in (grad_logp, grad_entropy))
-            z = head_logits(hidden[rows], cast, ctx.vocab)                      # [n, V]
-            torch.add(-lse[rows, None], z, alpha=1 / ctx.temperature, out=z)    # log p, in one pass
+        a, b = (grad[:, None] / ctx.temperature for grad in (grad_logp, grad_entropy))
+        # lse is known, so ids can be taken apart: each row of grad_weight is made in one go.
+        for ids in _slices(len(cast), max(1, len(hidden))):
+            z = head_logits(hidden, cast[ids], max(0, ctx.vocab - ids.start))   # [N, v]
+            torch.add(-lse[:, None], z, alpha=1 / ctx.temperature, out=z)       # log p, in one pass
             if ctx.want_entropy:
-                dz = z.exp().mul_(z.add_(entropy[rows, None]).mul_(b).add_(a)).neg_()
+                dz = z.exp().mul_(z.add_(entropy[:, None]).mul_(b).add_(a)).neg_()
             else:
                 dz = z.exp_().mul_(-a)
-            dz = dz.scatter_add_(-1, targets[rows, None], a).to(hidden.dtype)   # [n, V]
+            here = (ids.start <= targets) & (targets < ids.stop)
+            target = torch.where(here, targets - ids.start, 0)[:, None]
+            dz = dz.scatter_add_(-1, target, a * here[:, None]).to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(dz, cast, out=grad_hidden[rows])
-            if grad_weight is None:
-                continue
-            for ids in _slices(len(cast), 4 * hidden.shape[1]):     # summed in the weight's dtype
-                grad_weight[ids] += dz[:, ids].t() @ hidden[rows]
+                grad_hidden += dz @ cast[ids]
+            if grad_weight is not None:
+                grad_weight[ids] = dz.t() @ hidden
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(hidden.dtype)
         return grad_hidden, grad_weight, None, None, None, None
 
     @staticmethod
