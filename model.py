@@ -93,8 +93,18 @@ class Config:
 
 
 # ---- the transformer -------------------------------------------------------------------------
+class Embedding(nn.Embedding):
+    def reset_parameters(self):
+        if not self.weight.is_meta:     # there PyTorch would import its compiler for it: seconds
+            super().reset_parameters()
+
+
 class Linear(nn.Linear):
     """Computes in the dtype of its input, whatever the dtype its weight is kept in."""
+
+    def reset_parameters(self):
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, x):
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -192,7 +202,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = nn.ModuleDict({
-            "embed_tokens": nn.Embedding(config.vocab_size, config.hidden_size),
+            "embed_tokens": Embedding(config.vocab_size, config.hidden_size),
             "layers": nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers)),
             "norm": RMSNorm(config.hidden_size, config.rms_norm_eps)})
         if not config.tie_word_embeddings:
@@ -205,8 +215,12 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-            elif parameter.dim() == 2:
+            elif parameter.dim() == 2 and not parameter.is_meta:
                 nn.init.normal_(parameter, std=config.initializer_range)
+
+    def to_empty(self, *, device, dtype):
+        """Real weights, of no value yet, for those on `meta` (PyTorch's way would import sympy)."""
+        return self._apply(lambda p: torch.empty(p.shape, dtype=dtype, device=device))
 
     @property
     def head_weight(self) -> Tensor:                                            # [V, C]
@@ -468,7 +482,7 @@ def load(path: str, device="cpu", dtype=torch.float32, compute_dtype=None) -> Tr
     if faults:
         raise ValueError(f"{path}: weights do not fit config.json: {'; '.join(faults)}")
 
-    model.to(dtype).to_empty(device=device)
+    model.to_empty(device=device, dtype=dtype)
     model.compute_dtype = compute_dtype
     parameters = dict(model.named_parameters())
     with torch.no_grad():

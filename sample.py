@@ -156,7 +156,7 @@ class _Slots:
         if self.dtype != weight.dtype:          # fp32 weights under training: a copy to read from
             with torch.device("meta"):
                 self.model = transformer.Transformer(c)
-            self.model.to(self.dtype).to_empty(device=weight.device)
+            self.model.to_empty(device=weight.device, dtype=self.dtype)
             self.model.vocab = model.vocab
         self.decoder = kernel.Decoder(self.model, length) if weight.is_cuda and kernel else None
         # Keys and values, [layers, 2, P, S, KV, PAGE, D]: all slots' first page, then their second

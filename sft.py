@@ -37,6 +37,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
+from torch.optim.adamw import adamw
 from tqdm import tqdm
 
 import cli
@@ -230,35 +231,36 @@ class AdamW:
 
     def __init__(self, model, settings):
         self.names, self.parameters = zip(*model.named_parameters())
-        self.clip_norm, self.skipped = settings.clip_norm, 0
-        self.held = self.parameters
+        self.settings, self.skipped, self.held = settings, 0, list(self.parameters)
         if settings.offload:                                # pinned, so that copies are fast
             self.held = [torch.empty(p.shape, dtype=p.dtype, pin_memory=p.is_cuda).copy_(p.detach())
-                         .requires_grad_() for p in self.parameters]
-            for held in self.held:
-                held.grad = torch.empty_like(held, pin_memory=held.is_pinned())
-        self.adamw = torch.optim.AdamW(self.held, betas=(settings.beta1, settings.beta2),
-                                       weight_decay=settings.weight_decay, fused=True)
-        for p in self.held:                                 # made here, so that memory is known
-            self.adamw.state[p] = {"step": torch.zeros((), device=p.device),
-                                   "exp_avg": torch.zeros_like(p),
-                                   "exp_avg_sq": torch.zeros_like(p)}
+                         for p in self.parameters]
+            self.grads = [torch.empty_like(held, pin_memory=held.is_pinned()) for held in self.held]
+        self.state = {"step": [torch.zeros((), device=p.device) for p in self.held],
+                      "exp_avg": [torch.zeros_like(p, requires_grad=False) for p in self.held],
+                      "exp_avg_sq": [torch.zeros_like(p, requires_grad=False) for p in self.held]}
 
+    @torch.no_grad()
     def update(self, lr: float, loss: float) -> float:
         """One step along the gradient, shortened to clip_norm; the norm it had."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm).item()
+        s = self.settings
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, s.clip_norm).item()
         finite = math.isfinite(norm) and math.isfinite(loss)
         self.skipped = 0 if finite else self.skipped + 1
         if finite:
-            self.adamw.param_groups[0]["lr"] = lr
-            apart = [] if self.held is self.parameters else list(zip(self.parameters, self.held))
-            for p, held in apart:
-                held.grad.copy_(p.grad, non_blocking=True)
-            if apart and apart[0][0].is_cuda:
-                torch.cuda.synchronize()                    # the CPU reads them now
-            self.adamw.step()
-            with torch.no_grad():
-                for p, held in apart:
+            grads = [p.grad for p in self.parameters]
+            if s.offload:
+                for held, grad in zip(self.grads, grads):
+                    held.copy_(grad, non_blocking=True)
+                if grads[0].is_cuda:
+                    torch.cuda.synchronize()                # the CPU reads them now
+                grads = self.grads
+            # The function, not the class: that one imports PyTorch's compiler, a second or two.
+            adamw(self.held, grads, self.state["exp_avg"], self.state["exp_avg_sq"], [],
+                  self.state["step"], fused=True, amsgrad=False, maximize=False, lr=lr, eps=1e-8,
+                  beta1=s.beta1, beta2=s.beta2, weight_decay=s.weight_decay)
+            if s.offload:
+                for p, held in zip(self.parameters, self.held):
                     p.copy_(held, non_blocking=True)
         for p in self.parameters:
             p.grad = None
@@ -266,8 +268,8 @@ class AdamW:
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole state, by name."""
-        return {f"{key}.{name}": value for name, p in zip(self.names, self.held)
-                for key, value in self.adamw.state[p].items()}
+        return {f"{key}.{name}": value for key, values in self.state.items()
+                for name, value in zip(self.names, values)}
 
     def restore(self, path: str) -> None:
         with safe_open(path, framework="pt") as saved:

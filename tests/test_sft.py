@@ -389,6 +389,20 @@ def test_it_learns_from_scratch_and_what_it_says_is_so(toy, tmp_path):
     assert about["settings"]["seed"] == 0 and "--lr" in about["command"]
 
 
+def test_nothing_is_waited_for_that_is_not_used(toy, tmp_path):
+    """Weights on `meta`, PyTorch's optimizer classes and more import its compiler and sympy: two
+    seconds of every command, in a lab of fifty of them. Here: load, train, sample."""
+    probe = ("import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], None,"
+             " '__main__'); sys.exit(str({'torch._dynamo', 'sympy'} & {*sys.modules}))")
+    done = subprocess.run([sys.executable, "-c", probe, os.path.join(ROOT, "sft.py"), "--model",
+                           "base/model", "--data", "docs.jsonl", "--out", tmp_path / "r",
+                           "--max-length", "128", "--epochs", "0.5", "--eval", "held_out.jsonl", "--eval-max-new-tokens", "4"],
+                          cwd=toy, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": ROOT})
+    assert done.stderr.splitlines()[-1] == "set()"
+    assert metrics(tmp_path / "r")[-1]["eval"]
+
+
 def test_transformers_loads_what_was_made_from_scratch(toy):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(toy / "base" / "model")
