@@ -237,8 +237,8 @@ class AdamW:
                          for p in self.parameters]
             self.grads = [torch.empty_like(held, pin_memory=held.is_pinned()) for held in self.held]
         self.state = {"step": [torch.zeros((), device=p.device) for p in self.held],
-                      "exp_avg": [torch.zeros_like(p, requires_grad=False) for p in self.held],
-                      "exp_avg_sq": [torch.zeros_like(p, requires_grad=False) for p in self.held]}
+                      "exp_avg": [torch.zeros_like(p) for p in self.held],
+                      "exp_avg_sq": [torch.zeros_like(p) for p in self.held]}
 
     @torch.no_grad()
     def update(self, lr: float, loss: float) -> float:
@@ -250,8 +250,8 @@ class AdamW:
         if finite:
             grads = [p.grad for p in self.parameters]
             if s.offload:
-                for held, grad in zip(self.grads, grads):
-                    held.copy_(grad, non_blocking=True)
+                for mine, grad in zip(self.grads, grads):
+                    mine.copy_(grad, non_blocking=True)
                 if grads[0].is_cuda:
                     torch.cuda.synchronize()                # the CPU reads them now
                 grads = self.grads
