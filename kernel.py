@@ -2,13 +2,17 @@
 
 `Decoder.hidden` is `Transformer.hidden` with the same weights, but q, k and v are one product, gate
 and up another, sums with the residual are part of the products before them, and the rest of a layer
-is two norms and two Triton kernels. `_attend` is what `_paged_attention` in sample.py says in
-PyTorch, for a CPU. A program serves one sequence and one key/value head, with all query heads that
-share it. It turns the new queries and the new key by their position's angle, notes key and value
-down in the cache, and goes through the pages of that one sequence, however long the others are: a
-softmax that corrects its maximum as it goes needs each page once. Where sequences are few, several
-programs share the pages of one, and `_merge` weighs what they found. A sequence that is done reads
-nothing. For one sequence alone a product is reading its matrix once; `_product` does just that.
+is two norms and two Triton kernels, `_attend` and `_gate`.
+
+`_attend` is what `_paged_attention` in sample.py says in PyTorch, for a CPU. A program serves one
+sequence and one key/value head, with all query heads that share it. It turns the new queries and the
+new key by their position's angle, notes key and value down in the cache, and goes through the pages
+of that one sequence, however long the others are: a softmax that corrects its maximum as it goes
+needs each page once. Where sequences are few, several programs share the pages of one, and `_merge`
+weighs what they found. A sequence that is done reads nothing.
+
+For one sequence alone a product is reading its matrix once; `_product` does just that. `draw` is
+`sample.draw`, the logits read once.
 
 Without a GPU it runs in Triton's interpreter (TRITON_INTERPRET=1): tests/test_kernel.py.
 """
@@ -20,6 +24,7 @@ import triton.language as tl
 from model import rotary
 
 
+# ---- attention to the cache ------------------------------------------------------------------
 @triton.jit
 def _attend(qkv, cos, sin, position, done, keys, values, parts, masses, slots, scale,
             GROUP: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
