@@ -1,4 +1,5 @@
-"""kernel.py against attention written out: on a GPU, or without one in Triton's interpreter."""
+"""kernel.py against the same written out: on a GPU, or without one in Triton's interpreter (that of
+Triton 3.6 needs numpy below 2.4)."""
 import copy
 
 import pytest
