@@ -121,7 +121,7 @@ def attend(qkv, cos, sin, position, done, keys, values, splits=None):
     H = qkv.shape[1] // D - 2 * KV
     if splits is None:
         processors = (torch.cuda.get_device_properties(qkv.device).multi_processor_count
-                      if qkv.is_cuda else 2)
+                      if qkv.is_cuda else 2)                # in the interpreter
         splits = 1 << min(4, max(0, (2 * processors // (b * KV)).bit_length() - 1))
     out = qkv.new_empty(b, H * D)
     parts = out if splits == 1 else out.new_empty(b, H, splits, D, dtype=torch.float32)

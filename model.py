@@ -218,8 +218,8 @@ class Transformer(nn.Module):
             elif parameter.dim() == 2 and not parameter.is_meta:
                 nn.init.normal_(parameter, std=config.initializer_range)
 
-    def to_empty(self, *, device, dtype):
-        """Real weights, of no value yet, for those on `meta` (PyTorch's way would import sympy)."""
+    def allocate(self, device, dtype):
+        """Memory for weights on `meta`, unset. (PyTorch's to_empty imports sympy: half a second.)"""
         return self._apply(lambda p: torch.empty(p.shape, dtype=dtype, device=device))
 
     @property
@@ -284,7 +284,7 @@ LOGITS_AT_ONCE = 2**26      # elements of the largest logits tensor: 256 MB in f
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """log p and entropy of softmax(h W^T / temperature), some tokens at a time, back some ids.
+    """log p and entropy of softmax(h W^T / temperature): some tokens at a time, and back, some ids.
 
     Autograd would keep all N x V logits for the backward pass; this one makes them again.
     With z the scaled logits, p = softmax(z), H the entropy and a, b the incoming gradients:
@@ -482,7 +482,7 @@ def load(path: str, device="cpu", dtype=torch.float32, compute_dtype=None) -> Tr
     if faults:
         raise ValueError(f"{path}: weights do not fit config.json: {'; '.join(faults)}")
 
-    model.to_empty(device=device, dtype=dtype)
+    model.allocate(device, dtype)
     model.compute_dtype = compute_dtype
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -156,7 +156,7 @@ class _Slots:
         if self.dtype != weight.dtype:          # fp32 weights under training: a copy to read from
             with torch.device("meta"):
                 self.model = transformer.Transformer(c)
-            self.model.to_empty(device=weight.device, dtype=self.dtype)
+            self.model.allocate(weight.device, self.dtype)
             self.model.vocab = model.vocab
         self.decoder = kernel.Decoder(self.model, length) if weight.is_cuda and kernel else None
         # Keys and values, [layers, 2, P, S, KV, PAGE, D]: all slots' first page, then their second
@@ -175,6 +175,7 @@ class _Slots:
         self.done, self.finished = self.flags
         self.drawn = per_slot(slots, new + 1)
         self.logprob = per_slot(slots, new + 1, dtype=torch.float32)
+        # For every position ahead: to work it out in `_step` would be twenty launches of a graph.
         self.noise = per_slot(slots, new + 1, dtype=torch.float64)
         self.state = (self.numbers, self.flags, self.drawn, self.logprob)
         self.stop = torch.tensor(sorted(stop), dtype=torch.int64, device=weight.device)
@@ -227,8 +228,9 @@ class _Slots:
             self.cache[layer, :, :kept.shape[2], rows] = kv[:, :, which]
         self.position[rows] = torch.tensor(lengths, device=device) - 1
         self.limit[rows] = torch.tensor(limits, device=device)
-        self.noise[rows] = uniform(keys.to(device)[:, None],
-                                   torch.arange(self.new + 1, device=device))
+        if self.temperature > 0:
+            self.noise[rows] = uniform(keys.to(device)[:, None],
+                                       torch.arange(self.new + 1, device=device))
         for flag in (self.count, self.done, self.finished):
             flag[rows] = 0
         self._record(rows, logits[which])

@@ -2,7 +2,7 @@
 # Echo Chamber (2504.07912) at tiny scale: models pretrained on mixtures of answer styles, then PPO,
 # GRPO and Expert Iteration. Which style wins, how soon, and what is it worth?
 #
-#     QUICK=1 bash scripts/echo_chamber.sh          # from assets/tiny_base: 7 minutes on 2 cores
+#     QUICK=1 bash scripts/echo_chamber.sh          # from assets/tiny_base: 6 minutes on 2 cores
 #     bash scripts/echo_chamber.sh                  # all of it: hours on a CPU
 #     bash scripts/echo_chamber.sh --dry-run        # only says what it would do
 #     STUDIES="algorithms sizes" SEEDS="1 2" ...    # a part of it

@@ -396,7 +396,8 @@ def test_nothing_is_waited_for_that_is_not_used(toy, tmp_path):
              " '__main__'); sys.exit(str({'torch._dynamo', 'sympy'} & {*sys.modules}))")
     done = subprocess.run([sys.executable, "-c", probe, os.path.join(ROOT, "sft.py"), "--model",
                            "base/model", "--data", "docs.jsonl", "--out", tmp_path / "r",
-                           "--max-length", "128", "--epochs", "0.5", "--eval", "held_out.jsonl", "--eval-max-new-tokens", "4"],
+                           "--max-length", "128", "--epochs", "0.5", "--eval", "held_out.jsonl",
+                           "--eval-max-new-tokens", "4"],
                           cwd=toy, capture_output=True, text=True,
                           env={**os.environ, "PYTHONPATH": ROOT})
     assert done.stderr.splitlines()[-1] == "set()"
