@@ -373,14 +373,15 @@ def shown(name: str, found: dict) -> str:
 
 
 def main():
-    if sys.argv[1:2] == ["--row"]:
-        print(json.dumps(measure(sys.argv[2])))
-        return
-    names = sys.argv[1:] or list(ROWS)
+    alone = sys.argv[1:2] == ["--row"]                      # the process of one row
+    names = sys.argv[1 + alone:] or list(ROWS)
     if unknown := set(names) - ROWS.keys():
         print(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}",
               file=sys.stderr)
         raise SystemExit(2)
+    if alone:
+        print(json.dumps(measure(names[0])))
+        return
     results = {"device": torch.cuda.get_device_name() if CUDA else "cpu",
                "torch": torch.__version__}
     print(f"{results['device']}, torch {results['torch']}", flush=True)

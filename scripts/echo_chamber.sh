@@ -69,6 +69,9 @@ rl=(--steps $STEPS --prompts $PROMPTS --group 8 --max-prompt-tokens $PROMPT
     --max-new-tokens $LONGEST --kl-every 4 --rollouts 0)
 if [ "$TRAIN" ]; then       # the study's, where they are known
     [ "$BASE" -a "$TEST" ] || wrong "TRAIN needs a BASE, and a TEST"
+    for file in $TRAIN $TEST; do
+        [ -e "$file" ] || wrong "$file: no such file"       # before OUT belongs to these settings
+    done
     rl+=(--temperature 0.7 --lr 1e-6)
     ppo=(--lr 1e-6 --critic-lr 7e-6)
     sft="--lr 1e-6 --batch 32 --epochs 2 --norm token"

@@ -56,6 +56,7 @@ def test_rows_run_and_end_in_one_json_line():
 
 
 def test_a_row_that_does_not_exist():
-    done = run("decode_64", "nothing")
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("no such row: nothing; there are checks,")
+    for rows in (("decode_64", "nothing"), ("--row", "nothing")):
+        done = run(*rows)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("no such row: nothing; there are checks,")

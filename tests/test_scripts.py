@@ -452,7 +452,9 @@ def test_echo_chamber_refuses_what_cannot_be(tmp_path):
     for wrong, words in (({"AT": "9", "STEPS": "4"}, "AT=9: there are STEPS=4"),
                          ({"SAMPLES": "1"}, "SAMPLES=1: at least 2"), ({"ROUNDS": "7"}, "ROUNDS=7"),
                          ({"TEST": "x"}, "TEST=x is for TRAIN"), ({"TRAIN": "x"}, "TRAIN needs a BASE"),
-                         ({"BASE": "nowhere"}, "BASE=nowhere: no such model")):
+                         ({"BASE": "nowhere"}, "BASE=nowhere: no such model"),
+                         ({"BASE": "tests/golden", "TRAIN": "README.md", "TEST": "nowhere"},
+                          "nowhere: no such file")):
         done = subprocess.run(["bash", os.path.join(ROOT, "scripts", "echo_chamber.sh")],
                               env={**os.environ, **wrong, "OUT": str(tmp_path / "out")},
                               capture_output=True, text=True)
