@@ -1,28 +1,35 @@
-"""How often verify.py agrees with the labelled cases, and how fast, beside Math-Verify if installed.
+"""How often verify.py agrees with the labelled cases, and how fast; beside Math-Verify if there.
 
     python bench/verify.py [--repeats 5]
 
-Math-Verify is for comparison only (`pip install math-verify==0.9.0`, in an environment of its own);
-without it its columns are left out. Times are cold: before every pair verify.py's memory of answers
-already read is emptied. Ends in one JSON line.
+Math-Verify is only here for comparison (`pip install math-verify==0.9.0`, in an environment of its
+own). Without it, its rows are left out. Times are cold: what the grader remembers of answers that
+it has read is forgotten before every pair. The last line is everything as JSON.
 """
-import argparse
 import json
 import logging
 import os
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)                    # this file has the name of the module that it measures
-import verify                               # noqa: E402
+import verify
+from answers import latex, numbers, tree
+from engine.flags import command, limits, parse
 
 try:
     import math_verify
-    logging.disable(logging.CRITICAL)       # it logs every answer that it gives up on
+    logging.disable(logging.CRITICAL)       # It logs every answer that it gives up on.
 except ImportError:
     math_verify = None
+
+
+@dataclass(kw_only=True)
+class Settings:
+    repeats: int = limits(5, at_least=1)    # passes of verify.py over the pairs
 
 
 def cases(name: str) -> list[dict]:
@@ -43,8 +50,8 @@ def theirs(case: dict, text: str, gold: str) -> bool:
 
 
 def forget() -> None:
-    verify.read.cache_clear()
-    verify.values.cache_clear()
+    tree.read.cache_clear()
+    numbers.values.cache_clear()
 
 
 def agreement(grade, some: list[dict]) -> dict:
@@ -53,55 +60,56 @@ def agreement(grade, some: list[dict]) -> dict:
     for case in some:
         forget()
         start = time.perf_counter()
-        got = grade(case, case.get("prediction", ""), case["gold"])
+        verdict = grade(case, case.get("prediction", ""), case["gold"])
         tally["seconds"].append(time.perf_counter() - start)
         if case["expected"] is not None:
             tally["pairs"] += 1
-            tally["right"] += got == case["expected"]
-            tally["false_yes"] += got and not case["expected"]
-            tally["false_no"] += not got and case["expected"]
+            tally["right"] += verdict == case["expected"]
+            tally["false_yes"] += verdict and not case["expected"]
+            tally["false_no"] += not verdict and case["expected"]
     return tally
 
 
 def kk_agreement() -> dict:
+    """[pairs, right] for each tier of the K&K cases."""
     table = {}
     for case in cases("kk.jsonl"):
         if case["expected"] is not None:
+            problem = {"task": "kk", "gold": case["gold"]}
             finished = case["response"].endswith(("<|endoftext|>", "<|im_end|>"))
-            got = verify.reward({"task": "kk", "gold": case["gold"]}, case["response"], finished)
+            verdict = verify.reward(problem, case["response"], finished)
             counts = table.setdefault(case["tier"], [0, 0])
             counts[0] += 1
-            counts[1] += got == case["expected"]
+            counts[1] += verdict == case["expected"]
     return table
 
 
-def adversarial(grade) -> tuple[int, int, float]:
-    """(wrong or raised, cases with a verdict, slowest seconds)"""
+def adversarial(grade) -> dict:
+    """How many cases have a verdict, how many are wrong or raise, and the slowest of all cases."""
     wrong, labelled, slowest = 0, 0, 0.0
     for case in cases("adversarial.jsonl"):
         text, gold = ("".join(piece * count for piece, count in pieces)
                       for pieces in (case["pieces"], case.get("gold_pieces", [[case["gold"], 1]])))
         start = time.perf_counter()
         try:
-            got = grade(case, text, gold)
-        except Exception as error:                          # a grader that raises loses a run
-            got = error
+            verdict = grade(case, text, gold)
+        except Exception as error:                          # A grader that raises ends a run.
+            verdict = error
         slowest = max(slowest, time.perf_counter() - start)
         labelled += case["expected"] is not None
-        wrong += case["expected"] is not None and got != case["expected"] or isinstance(got,
-                                                                                        Exception)
-    return wrong, labelled, slowest
+        wrong += (isinstance(verdict, Exception)
+                  or case["expected"] is not None and verdict != case["expected"])
+    return {"labelled": labelled, "wrong_or_raised": wrong, "slowest_ms": 1000 * slowest}
 
 
 def bombs() -> float:
-    """The slowest call of any function on 100,000 characters of one repeated fragment, or on as many
-    as verify.py reads as mathematics."""
+    """The slowest call of any function, in seconds, on one fragment repeated: 100,000 characters of
+    it, and as many as are read as mathematics."""
     slowest = 0.0
     for bomb in ("{", "}", "\\", "\\{", "\\boxed{", "\\frac1", "\\sqrt", "(", "|", "9^", "9", ".",
-                 "!", "x+", "α",
-                 "5\\sin1+", "\\pm", ",", "a is a b, ", "\\text{a}", "mm ", "½", "\ud800", " ",
-                 "[0,1]\\cup"):
-        for length in (100_000, verify.LONGEST):
+                 "!", "x+", "α", "5\\sin1+", "\\pm", ",", "a is a b, ", "\\text{a}", "mm ", "½",
+                 "\ud800", " ", "[0,1]\\cup"):
+        for length in (100_000, latex.LONGEST):
             text = bomb * (length // len(bomb))
             for call in (lambda: verify.last_boxed(text), lambda: verify.math_equal(text, "5"),
                          lambda: verify.math_equal(text, text + "+0"),
@@ -113,35 +121,37 @@ def bombs() -> float:
     return slowest
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5,
-                        help="passes of verify.py over the pairs [5]")
-    repeats = parser.parse_args().repeats
-    graders = {"verify.py": ours} | ({"Math-Verify": theirs} if math_verify else {})
+def tier_report(grade, some: list[dict], repeats: int) -> dict:
+    """Agreement on the cases of one tier, and the milliseconds of a pair over some passes."""
+    passes = [agreement(grade, some) for _ in range(repeats)]
+    means = sorted(1000 * statistics.mean(one["seconds"]) for one in passes)
+    tally = {key: value for key, value in passes[0].items() if key != "seconds"}
+    return tally | {"ms": statistics.median(means), "ms_low": means[0], "ms_high": means[-1],
+                    "ms_worst": 1000 * max(max(one["seconds"]) for one in passes)}
+
+
+def grader_report(name: str, grade, repeats: int) -> dict:
+    """The rows of one grader: printed, and returned."""
     rows = [case for case in cases("math.jsonl") if case["kind"] != "freeform"]
-    result = {"grader": {}}
+    report = {}
+    for tier in ("core", "convention", "extraction"):
+        some = [case for case in rows if case["tier"] == tier]
+        one = report[tier] = tier_report(grade, some, repeats)
+        spread = f"{one['ms']:.3f} ({one['ms_low']:.3f}-{one['ms_high']:.3f})"
+        print(f"{name:12} {tier:11} {one['pairs']:5} {one['right'] / one['pairs']:7.2%} "
+              f"{one['false_yes']:9} {one['false_no']:8} {spread:>20}")
+    hostile = report["adversarial"] = adversarial(grade)
+    print(f"{name:12} adversarial {hostile['labelled']:5} {hostile['wrong_or_raised']} wrong or "
+          f"raised, slowest {hostile['slowest_ms']:.1f} ms")
+    return report
+
+
+def main(settings: Settings):
     print(f"{'grader':12} {'tier':11} {'pairs':>5} {'right':>7} {'false yes':>9} {'false no':>8} "
           f"{'ms a pair':>20}")
-    for name, grade in graders.items():
-        report = result["grader"][name] = {}
-        for tier in ("core", "convention", "extraction"):
-            some = [case for case in rows if case["tier"] == tier]
-            passes = [agreement(grade, some) for _ in range(repeats if grade is ours else 1)]
-            means = sorted(1000 * statistics.mean(one["seconds"]) for one in passes)
-            one = {key: value for key, value in passes[0].items() if key != "seconds"}
-            report[tier] = one | {"ms": statistics.median(means), "ms_low": means[0],
-                                  "ms_high": means[-1],
-                                  "ms_worst": 1000 * max(max(each["seconds"]) for each in passes)}
-            spread = f"{report[tier]['ms']:.3f} ({means[0]:.3f}-{means[-1]:.3f})"
-            print(f"{name:12} {tier:11} {one['pairs']:5} {one['right'] / one['pairs']:7.2%} "
-                  f"{one['false_yes']:9} {one['false_no']:8} {spread:>20}")
-        wrong, labelled, slowest = adversarial(grade)
-        report["adversarial"] = {"labelled": labelled, "wrong_or_raised": wrong,
-                                 "slowest_ms": 1000 * slowest}
-        print(f"{name:12} adversarial {labelled:5} {wrong} wrong or raised, "
-              f"slowest {1000 * slowest:.1f} ms")
+    result = {"grader": {"verify.py": grader_report("verify.py", ours, settings.repeats)}}
+    if math_verify:
+        result["grader"]["Math-Verify"] = grader_report("Math-Verify", theirs, 1)
     result["kk"] = kk_agreement()
     result["bombs_slowest_ms"] = 1000 * bombs()
     for tier, (pairs, right) in result["kk"].items():
@@ -155,4 +165,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    command(main, parse(Settings, __doc__))

@@ -1,26 +1,120 @@
-"""verify.py against labelled answers, against hand-computed values, and against hostile text."""
+"""verify.py and answers/ against labelled answers, hand-computed values, and hostile text."""
 import itertools
 import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import textwrap
 import time
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
-import verify as V
+import verify
+from answers.latex import LONGEST, Unreadable, tidy
+from answers.numbers import inexact, values
+from answers.tree import read
+from verify import (effective_samples, kk_correct, last_boxed, majority, math_equal, pass_at_k, reward, roles,
+                    wilson)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 KK_GOLD = "Zoey is a knight, Liam is a knave"
+FRAGMENTS = """
+    { } \\ \\frac{ \\frac \\sqrt{ \\boxed{ ( ) [ ] | ^ _ 9 99999 ! \\sin \\cos \\tan^{-1} \\ln
+    \\log_ \\pm \\mp , x y n + - * / \\text{ \\text{or} \\text{cm} \\left( \\right]
+    \\begin{pmatrix} \\end{pmatrix} & \\\\ √ . 0. \\overline{3} \\cup \\cap \\setminus
+    \\mathbb{R} and 1/ e^ i \\pi $ % \\% \\{ \\} = < \\le \\ne \\in \\infty \\approx : " α ½ 2^
+    \\circ ° \\emptyset 3 \\binom{5}{2} \\sum_{k=1}^{n} \\$ ^{ _{2} sqrt pi \\lfloor base
+    million Ⅴ ٠ ² is knight a
+    """.split() + [" ", "\n", "\ud800", "\0", " or ", " and "]
+BOMBS = [
+    "{", "}", "\\", "\\\\", "\\{", "\\boxed{", "\\boxed ", "\\frac{", "\\frac1", "\\sqrt{",
+    "\\sqrt", "(", "(1,", "[0,1]\\cup", "|", "^", "9^", "2^{", "_", "x_{", "9", "0.", ".",
+    "\\overline{", "1/", "x+", "-", "!", "9!", "\\sin", "5\\sin1+", "\\pm", "1\\pm", ",", "1,",
+    "1 ", "and ", "5 or ", "\\text{", "\\text{a}", "\\begin{pmatrix}", "1&", "1\\\\", "α", "½",
+    "√", "\ud800", "\x00", "$", "%", "<x<", "=x", "\n", " ", "a is a b, ", "a is ", "(1) ",
+    "is a knight, ", "mm ", "million ", "**", '"', "\\,", "\\color{", "''", "1 1/1 ", "\\circ",
+    "a.", "\\log_{2}"]
+CODE = ["open('canary','w')", "__import__('os').system('touch canary')", "5;open('canary','w')",
+        "exec(\"open('canary','w')\")", "(lambda:open('canary','w'))()", "exit()", "1/0",
+        "globals().update(canary=1)", "setattr(__import__('verify'),'canary',1)"]
 
 
+# ---- helpers ---------------------------------------------------------------------------------
 def cases(name):
     with open(os.path.join(HERE, "cases", name), encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def math_verdicts(tier):
+    for case in cases("math.jsonl"):
+        if case["tier"] == tier and case["expected"] is not None and case["kind"] != "freeform":
+            text = case.get("prediction", "")
+            box = last_boxed(text) if case["kind"] == "response" else text
+            yield case, box is not None and math_equal(box, case["gold"])
+
+
+def hand_pairs():
+    """(gold, answer, verdict) of the pairs written by hand."""
+    with open(os.path.join(HERE, "cases", "hand.txt"), encoding="utf-8") as file:
+        equal, different = file.read().split("-" * 40 + "\n")
+    for verdict, block in ((True, equal), (False, different)):
+        for line in block.splitlines():
+            if line and not line.startswith("#"):
+                yield (*line.split(" | ", 1), verdict)
+
+
+def refused(gold, *answers):
+    wrong = [answer for answer in answers if math_equal(answer, gold)]
+    assert not wrong, f"accepted for {gold}: {wrong}"
+
+
+def accepted(gold, *answers):
+    wrong = [answer for answer in answers if not math_equal(answer, gold)]
+    assert not wrong, f"refused for {gold}: {wrong}"
+
+
+def tree(text):
+    return read(tidy(text))[0]
+
+
+def number(text):
+    """The value of a text without variables, as two Decimals."""
+    z = inexact(values(tree(text))[0])
+    return z.real, z.imag
+
+
+def random_text(rng):
+    return "".join(rng.choice(FRAGMENTS) for _ in range(rng.choice((1, 3, 8, 20, 60))))
+
+
+def check_any_two_strings(a, b):
+    """No function raises, and an answer equals itself."""
+    for verdict in (math_equal(a, b), math_equal(b, a), kk_correct(a, b)):
+        assert isinstance(verdict, bool)
+    assert reward({"task": "math", "gold": b}, a, True) in (0.0, 1.0)
+    last_boxed(a), roles(a)
+    if a.strip():
+        assert math_equal(a, a)
+
+
+def rollout(**changes):
+    return {"id": "a", "task": "math", "prompt": "?", "gold": "1/2", "level": 1,
+            "response": r"\boxed{0.5}", "tokens": [1, 2, 3], "logprobs": [0.0] * 3,
+            "finished": True, "reward": 1.0, "step": 0, **changes}
+
+
+def command(tmp_path, rows, *flags):
+    path = tmp_path / "rollouts.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "verify.py"), str(path), *flags],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
 
 
 # ---- which box counts ------------------------------------------------------------------------
@@ -33,38 +127,38 @@ def cases(name):
     (r"\boxed{5\}", None), ("a\\\n\\boxed{\nx\n}", "\nx\n"), (r"\\\boxed{5}", "5"),
 ])
 def test_last_boxed(text, box):
-    assert V.last_boxed(text) == box
+    assert last_boxed(text) == box
 
 
 @pytest.mark.parametrize("depth", [1, 4, 40, 20_000])
 def test_trap_box_regex_that_fails_at_nesting_depth_4(depth):
     """A regex for balanced braces is written for some depth; \\frac{\\sqrt{x^{2}}}{3} needs 4."""
     inside = "{" * depth + "5" + "}" * depth
-    assert V.last_boxed("say \\boxed{" + inside + "} done}") == inside
+    assert last_boxed("say \\boxed{" + inside + "} done}") == inside
 
 
 def test_trap_an_early_right_box_followed_by_a_wrong_one():
     """Taking the first box, or any right box, is what a policy learns to print boxes for."""
     problem = {"task": "math", "gold": "5"}
-    assert V.reward(problem, r"\boxed{6}, no: \boxed{5}", True) == 1.0
-    assert V.reward(problem, r"\boxed{5}, no: \boxed{6}", True) == 0.0
-    assert V.reward(problem, r"\boxed{5 \boxed{6}}", True) == 0.0
-    assert V.reward(problem, r"\boxed{4} \boxed{5} \boxed{6}", True) == 0.0
+    assert reward(problem, r"\boxed{6}, no: \boxed{5}", True) == 1.0
+    assert reward(problem, r"\boxed{5}, no: \boxed{6}", True) == 0.0
+    assert reward(problem, r"\boxed{5 \boxed{6}}", True) == 0.0
+    assert reward(problem, r"\boxed{4} \boxed{5} \boxed{6}", True) == 0.0
 
 
 def test_trap_a_truncated_answer_scored_at_evaluation_but_not_in_training():
-    """Appending the end token to truncated text before scoring made the two disagree (PAPER: A)."""
+    """The paper's code added the end token to truncated text before it scored it at evaluation."""
     for problem, answer in (({"task": "math", "gold": "5"}, r"\boxed{5}"),
                             ({"task": "gsm8k", "gold": "5"}, r"\boxed{5}"),
                             ({"task": "kk", "gold": KK_GOLD}, r"\boxed{%s}" % KK_GOLD)):
-        assert V.reward(problem, answer, True) == 1.0
-        assert V.reward(problem, answer, False) == 0.0
-        assert V.reward(problem, answer + "<|endoftext|>", False) == 0.0      # spelled, not sampled
+        assert reward(problem, answer, True) == 1.0
+        assert reward(problem, answer, False) == 0.0
+        assert reward(problem, answer + "<|endoftext|>", False) == 0.0      # spelled, not sampled
 
 
 def test_reward_of_an_unknown_task_is_an_error_not_zero():
     with pytest.raises(ValueError, match="chess"):
-        V.reward({"task": "chess", "gold": "5"}, r"\boxed{5}", True)
+        reward({"task": "chess", "gold": "5"}, r"\boxed{5}", True)
 
 
 # ---- Knights & Knaves ------------------------------------------------------------------------
@@ -73,8 +167,8 @@ def test_kk_labelled_cases():
     wrong = []
     for case in cases("kk.jsonl"):
         finished = case["response"].endswith(("<|endoftext|>", "<|im_end|>"))
-        got = V.reward({"task": "kk", "gold": case["gold"]}, case["response"], finished)
-        if case["expected"] is not None and got != float(case["expected"]):
+        scored = reward({"task": "kk", "gold": case["gold"]}, case["response"], finished)
+        if case["expected"] is not None and scored != float(case["expected"]):
             wrong.append((case["tier"], case["category"], case["response"][-100:]))
     assert not wrong
 
@@ -95,7 +189,7 @@ def test_kk_labelled_cases():
     ("Zoey is a saint, Liam is a knave", False),
 ])
 def test_kk_by_hand(box, right):
-    assert V.kk_correct("I say \\boxed{%s}." % box, KK_GOLD) is right
+    assert kk_correct("I say \\boxed{%s}." % box, KK_GOLD) is right
 
 
 def test_trap_zoey_is_not_a_knight_she_is_a_knave_read_as_knight():
@@ -104,66 +198,36 @@ def test_trap_zoey_is_not_a_knight_she_is_a_knave_read_as_knight():
                 "Zoey is not a knight, Liam is a knave",
                 "Zoey isn't a knight, Liam is a knave", "Zoey is never a knight, Liam is a knave",
                 "not Zoey is a knight, Liam is a knave"):
-        assert not V.kk_correct("\\boxed{%s}" % box, KK_GOLD)
+        assert not kk_correct("\\boxed{%s}" % box, KK_GOLD)
 
 
 def test_kk_roles_come_from_the_gold():
     gold = "Zoey is a saint, Liam is a sinner"
-    assert V.kk_correct(r"\boxed{Liam is a sinner, Zoey is a saint}", gold)
-    assert not V.kk_correct(r"\boxed{Liam is a knave, Zoey is a knight}", gold)
-    assert V.kk_correct(r"\boxed{Ann is an angel}", "Ann is an angel")
+    assert kk_correct(r"\boxed{Liam is a sinner, Zoey is a saint}", gold)
+    assert not kk_correct(r"\boxed{Liam is a knave, Zoey is a knight}", gold)
+    assert kk_correct(r"\boxed{Ann is an angel}", "Ann is an angel")
 
 
 # ---- equality: the labelled cases ------------------------------------------------------------
-def math_verdicts(tier):
-    for case in cases("math.jsonl"):
-        if case["tier"] == tier and case["expected"] is not None and case["kind"] != "freeform":
-            text = case.get("prediction", "")
-            box = V.last_boxed(text) if case["kind"] == "response" else text
-            yield case, box is not None and V.math_equal(box, case["gold"])
+@pytest.mark.parametrize("tier, wrong_no", [("core", 0), ("extraction", 0), ("convention", 9)])
+def test_math_labelled_cases(tier, wrong_no):
+    """No wrong yes at all: reinforcement learning would find it.
 
-
-@pytest.mark.parametrize("tier, share, false_yes", [("core", 0.995, 0), ("extraction", 1.0, 0),
-                                                    ("convention", 0.95, 0)])
-def test_math_labelled_cases(tier, share, false_yes):
-    """Wrong yeses are bounded apart: they are what RL finds.
-
-    The 9 convention cases missed want several boxes read as one list; "the last box" says no.
+    The 9 convention cases missed want several boxes read as one list. Here the last box counts.
     """
     verdicts = list(math_verdicts(tier))
-    wrong = [(case["gold"], case["prediction"][-80:]) for case, got in verdicts
-             if got != case["expected"]]
-    yes = [(case["gold"], case["prediction"][-80:]) for case, got in verdicts
-           if got and not case["expected"]]
+    wrong = [(case["gold"], case.get("prediction", "")[-80:], verdict) for case, verdict in verdicts
+             if verdict != case["expected"]]
     assert len(verdicts) > 150
-    assert len(yes) <= false_yes, yes
-    assert len(wrong) <= (1 - share) * len(verdicts), wrong
+    assert not [pair for pair in wrong if pair[-1]]
+    assert len(wrong) <= wrong_no, wrong
 
 
 # ---- equality: by hand -----------------------------------------------------------------------
-def hand_pairs():
-    with open(os.path.join(HERE, "cases", "hand.txt"), encoding="utf-8") as file:
-        equal, different = file.read().split("-" * 40 + "\n")
-    for verdict, block in ((True, equal), (False, different)):
-        for line in block.splitlines():
-            if line and not line.startswith("#"):
-                yield (*line.split(" | ", 1), verdict)
-
-
 def test_hand_written_pairs():
     pairs = list(hand_pairs())
-    wrong = [pair for pair in pairs if V.math_equal(pair[1].strip(), pair[0]) is not pair[2]]
+    wrong = [pair for pair in pairs if math_equal(pair[1].strip(), pair[0]) is not pair[2]]
     assert len(pairs) > 500 and not wrong
-
-
-def refused(gold, *answers):
-    accepted = [answer for answer in answers if V.math_equal(answer, gold)]
-    assert not accepted, f"accepted for {gold}: {accepted}"
-
-
-def accepted(gold, *answers):
-    missed = [answer for answer in answers if not V.math_equal(answer, gold)]
-    assert not missed, f"refused for {gold}: {missed}"
 
 
 def test_trap_a_minus_sign_or_a_thousands_separator_stripped():
@@ -181,6 +245,8 @@ def test_trap_half_open_intervals_taken_for_each_other():
     for gold, answer in itertools.permutations(ends, 2):
         refused(gold, answer)
     accepted("(1,2]", "1 < x \\le 2", "x \\in (1, 2]", "2 \\ge x > 1")
+    accepted("x > 1", "(1, \\infty)", "1 < x", "x \\in (1, \\infty)")
+    refused("x > 1", "y > 1", "x \\ge 1", "x < 1")
     refused("[a,b)", "(a,b]")
 
 
@@ -209,25 +275,12 @@ def test_trap_rounded_to_6_decimals():
 def test_trap_text_stripped_as_a_unit():
     """Deleting \\text{...} whole turns `gold \\text{ or } wrong` into something that passes."""
     refused("3", r"3 \text{ or } 4", r"3\text{ is wrong, it is }4", r"3 \text{ if } x > 4",
-            r"\text{not } 3",
-            r"3 \text{ and } 4", r"3\text{ never}")
+            r"\text{not } 3", r"3 \text{ and } 4", r"3\text{ never}")
     refused(r"\text{Alice}", r"\text{not Alice}", r"\text{Alice or Bob}",
             r"\text{Alice}, \text{Bob}")
     refused(r"5\text{ cm}", r"5\text{ m}", r"5\text{ cm}^2")
     accepted(r"5\text{ cm}", "5", r"5\,\mathrm{cm}", r"5\text{ centimeters}")
     accepted("5", r"5\text{ apples}")
-
-
-def test_trap_code_in_answers_is_executed(tmp_path):
-    """sympy's parse_expr calls eval on what a model writes; two graders in use do it."""
-    canary = tmp_path / "canary"
-    for code in (f"open('{canary}','w')", f"__import__('os').system('touch {canary}')",
-                 f"exec(\"open('{canary}','w')\")", f"5;open('{canary}','w')", "exit()", "1/0"):
-        V.math_equal(code, "5"), V.math_equal("5", code), V.kk_correct("\\boxed{%s}" % code, KK_GOLD)
-    assert not canary.exists()
-    source = open(V.__file__, encoding="utf-8").read()
-    for word in ("eval(", "exec(", "__import__", "literal_eval", "sympy."):
-        assert word not in source
 
 
 def test_a_gold_that_is_a_printed_float_is_the_one_rounding_accepted():
@@ -238,20 +291,20 @@ def test_a_gold_that_is_a_printed_float_is_the_one_rounding_accepted():
 
 
 def test_the_tree_reads_as_a_mathematician_would():
-    def number(n):
-        return ("number", V.Fraction(n))
-
-    def tree(text):
-        return V.read(V.tidy(text))[0]
-    x = ("variable", "x")
-    assert tree("-2^2") == ("*", number(-1), ("^", number(2), number(2)))
-    assert tree("2^3^2") == ("^", number(2), ("^", number(3), number(2)))
-    assert tree(r"\sin x^2") == ("function", "sin", ("^", x, number(2)))
-    assert tree(r"\sin^2 x") == ("^", ("function", "sin", x), number(2))
+    x, minus, one, two, three, five = ("variable", "x"), *(
+        ("number", Fraction(n)) for n in (-1, 1, 2, 3, 5))
+    assert tree("-2^2") == ("*", minus, ("^", two, two))
+    assert tree("2^3^2") == ("^", two, ("^", three, two))
+    assert tree(r"\sin x^2") == ("function", "sin", ("^", x, two))
+    assert tree(r"\sin^2 x") == ("^", ("function", "sin", x), two)
     assert tree(r"\sin(x)x") == ("*", ("function", "sin", x), x)
-    assert tree("1 < x \\le 2") == ("relation", "<≤", number(1), x, number(2))
-    assert tree(r"\frac12") == ("*", number(1), ("^", number(2), number(-1)))
-    assert V.read(r"5\text{ square feet}") == (number(5), {"foot^2"})
+    assert tree("1 < x \\le 2") == ("relation", "<≤", one, x, two)
+    assert tree(r"\frac12") == ("*", one, ("^", two, minus))
+    assert tree(r"1\frac{2}{3}") == ("+", one, ("*", two, ("^", three, minus)))
+    assert tree(r"2 \pm x") == ("list", ",", ("+", two, x), ("+", two, ("*", minus, x)))
+    assert tree(r"\begin{pmatrix}1&2\\3&5\end{pmatrix}") == (
+        "group", "(", ")", ("group", "(", ")", one, two), ("group", "(", ")", three, five))
+    assert read(r"5\text{ square feet}") == (five, {"foot^2"})
 
 
 @pytest.mark.parametrize("text, real, imaginary", [
@@ -265,9 +318,7 @@ def test_the_tree_reads_as_a_mathematician_would():
     ("i^i", math.exp(-math.pi / 2), 0), ("|3+4i|", 5, 0), ("\\lfloor -2.5 \\rfloor", -3, 0),
     ("\\lceil \\pi \\rceil", 4, 0), ("\\binom{7}{3}", 35, 0), ("6!", 720, 0), ("0^0", 1, 0)])
 def test_values(text, real, imaginary):
-    number = V.inexact(V.values(V.read(V.tidy(text))[0])[0])
-    assert float(number.x) == pytest.approx(real, abs=1e-14, rel=1e-14)
-    assert float(number.y) == pytest.approx(imaginary, abs=1e-14, rel=1e-14)
+    assert [*map(float, number(text))] == pytest.approx([real, imaginary], abs=1e-14, rel=1e-14)
 
 
 def test_fifty_digits_are_right():
@@ -276,34 +327,10 @@ def test_fifty_digits_are_right():
                  r"e^{i\pi}+1",
                  r"\sqrt{2}\sqrt{3}-\sqrt{6}", r"\ln 6-\ln 2-\ln 3",
                  r"\cos\frac{\pi}{5}-\frac{1+\sqrt5}{4}"):
-        number = V.inexact(V.values(V.read(V.tidy(text))[0])[0])
-        assert max(abs(number.x), abs(number.y)) < V.Decimal("1e-45"), text
+        assert max(map(abs, number(text))) < Decimal("1e-45"), text
 
 
 # ---- equality: properties --------------------------------------------------------------------
-FRAGMENTS = """
-    { } \\ \\frac{ \\frac \\sqrt{ \\boxed{ ( ) [ ] | ^ _ 9 99999 ! \\sin \\cos \\tan^{-1} \\ln
-    \\log_ \\pm \\mp , x y n + - * / \\text{ \\text{or} \\text{cm} \\left( \\right]
-    \\begin{pmatrix} \\end{pmatrix} & \\\\ √ . 0. \\overline{3} \\cup \\cap \\setminus
-    \\mathbb{R} and 1/ e^ i \\pi $ % \\% \\{ \\} = < \\le \\ne \\in \\infty \\approx : " α ½ 2^
-    \\circ ° \\emptyset 3 \\binom{5}{2} \\sum_{k=1}^{n} \\$ ^{ _{2} sqrt pi \\lfloor base
-    million Ⅴ ٠ ² is knight a
-    """.split() + [" ", "\n", "\ud800", "\0", " or ", " and "]
-
-
-def random_text(rng):
-    return "".join(rng.choice(FRAGMENTS) for _ in range(rng.choice((1, 3, 8, 20, 60))))
-
-
-def check_any_two_strings(a, b):
-    for verdict in (V.math_equal(a, b), V.math_equal(b, a), V.kk_correct(a, b)):
-        assert isinstance(verdict, bool)
-    assert V.last_boxed(a) is None or isinstance(V.last_boxed(a), str)
-    assert V.reward({"task": "math", "gold": b}, a, True) in (0.0, 1.0)
-    if a.strip():
-        assert V.math_equal(a, a)
-
-
 def test_random_latex_never_raises_and_equals_itself():
     rng = random.Random(0)
     for _ in range(4000):
@@ -312,14 +339,14 @@ def test_random_latex_never_raises_and_equals_itself():
 
 
 def test_equality_is_symmetric():
-    """But for three conventions that read the gold: a base left out, a printed float, a choice."""
+    """Three conventions look at the gold only: a base left out, a printed float, a choice."""
     pairs = [(case["gold"], case.get("prediction", "")) for case in cases("math.jsonl")
              if case["kind"] == "answer"] + [pair[:2] for pair in hand_pairs()]
-    one_way = V.re.compile(r"\d\s*\)?\s*_|base|\.\d{14}|^\(?[A-J]\)?$")
+    one_way = re.compile(r"\d\s*\)?\s*_|base|\.\d{14}|^\(?[A-J]\)?$")
     tried = [pair for pair in pairs if not any(map(one_way.search, pair))]
     assert len(tried) > 0.95 * len(pairs)
     for gold, answer in tried:
-        assert V.math_equal(answer, gold) == V.math_equal(gold, answer), (gold, answer)
+        assert math_equal(answer, gold) == math_equal(gold, answer), (gold, answer)
 
 
 def test_golds_with_a_value_equal_themselves_rewritten():
@@ -328,11 +355,11 @@ def test_golds_with_a_value_equal_themselves_rewritten():
     tried = 0
     for gold in sorted(golds):
         try:
-            tree = V.read(V.tidy(gold))[0]
-        except V.Unreadable:
+            gold_tree = tree(gold)
+        except Unreadable:
             continue
-        scalar = tree[0] in ("number", "+", "*", "^", "function", "variable")
-        if scalar and None not in V.values(tree):
+        scalar = gold_tree[0] in ("number", "+", "*", "^", "function", "variable")
+        if scalar and None not in values(gold_tree):
             tried += 1
             accepted(gold, "0+" + gold)
             refused(gold, "0.0001+" + gold)
@@ -341,13 +368,14 @@ def test_golds_with_a_value_equal_themselves_rewritten():
 
 def test_random_sums_and_products_are_equal_however_they_are_written():
     """Right answers in a random order and shape are accepted, with one number off refused."""
-    rng = random.Random(1)
+    rng, tried = random.Random(1), 0
     for _ in range(200):
         terms = [(rng.randint(1, 9), rng.choice(("x", "y", "xy", "x^2", "\\sqrt{x}", "\\pi",
                                                  "\\sqrt{5}", "i")))
                  for _ in range(rng.randint(2, 4))]
         if len({name for _, name in terms}) < len(terms):
             continue
+        tried += 1
 
         def write(terms, dot=""):
             return "+".join(f"{n}{dot}{{{name}}}" for n, name in terms)
@@ -357,6 +385,7 @@ def test_random_sums_and_products_are_equal_however_they_are_written():
                  "-(-(" + write(shuffled) + "))")
         off = [(n + (i == 0), name) for i, (n, name) in enumerate(shuffled)]
         refused(gold, write(off), write(shuffled[1:]), gold + "+1", "-(" + gold + ")")
+    assert tried > 100
 
 
 def test_with_hypothesis():
@@ -374,55 +403,80 @@ def test_with_hypothesis():
 
 
 # ---- hostile text ----------------------------------------------------------------------------
-def test_adversarial_cases():
-    """Verdicts as labelled, in a process of its own: bounded in time and memory, nothing written."""
-    program = textwrap.dedent("""
-        import json, os, resource, sys
-        sys.path.insert(0, sys.argv[1])
-        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
-        import verify
-        whole = lambda pieces: "".join(text * count for text, count in pieces)
-        for line in open(sys.argv[2], encoding="utf-8"):
-            case = json.loads(line)
-            text, gold = whole(case["pieces"]), case["gold"]
-            if "gold_pieces" in case:
-                gold = whole(case["gold_pieces"])
-            if case["kind"] == "response":
-                got = verify.reward({"task": "math", "gold": gold}, text, True) == 1.0
-            else:
-                got = verify.math_equal(text, gold)
-            assert case["expected"] in (None, got), case["id"]
-            verify.math_equal(gold, text), verify.kk_correct(text, gold), verify.last_boxed(text)
-            verify.kk_correct("\\\\boxed{" + text + "}", gold)
-        assert not os.path.exists("/tmp/verify-canary") or not os.listdir("/tmp/verify-canary")
-        """)
-    subprocess.run([sys.executable, "-c", program, ROOT,
-                    os.path.join(HERE, "cases", "adversarial.jsonl")],
-                   check=True, timeout=60)
+HOSTILE = textwrap.dedent(r"""
+    # Arguments: the repository, the file of cases, the strings of code. Prints what went wrong.
+    import json, os, resource, sys
+    sys.path.insert(0, sys.argv[1])
+    import verify
+    from answers import equal, latex, numbers, tree
+
+    def whole(pieces):
+        return "".join(text * count for text, count in pieces)
+
+    def grade(kind, text, gold):
+        for box in (text, "\\boxed{" + text + "}"):
+            verify.kk_correct(box, gold), verify.last_boxed(box)
+            answered = verify.reward({"task": "math", "gold": gold}, box, True) == 1.0
+            if kind == "response":
+                return answered
+        verify.math_equal(gold, text)
+        return verify.math_equal(text, gold)
+
+    cases = [json.loads(line) for line in open(sys.argv[2], encoding="utf-8")]
+    cases = [(case["kind"], whole(case["pieces"]),
+              whole(case.get("gold_pieces", [[case["gold"], 1]])), case["expected"])
+             for case in cases]
+    cases += [("answer", code, "5", None) for code in json.loads(sys.argv[3])]
+    modules = (verify, equal, latex, numbers, tree)
+    names = [set(vars(module)) for module in modules]
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    events, wrong = [], []
+    sys.addaudithook(lambda event, _: events.append(event) if event.startswith(
+        ("exec", "compile", "import", "open", "os.", "subprocess.")) else None)
+    for kind, text, gold, expected in cases:
+        verdict = grade(kind, text, gold)
+        if events or expected not in (None, verdict):
+            wrong.append((text[:99], gold[:99], verdict, sorted(set(events))))
+            events.clear()
+    wrong += [sorted(set(vars(module)) ^ before) for module, before in zip(modules, names)
+              if set(vars(module)) != before]
+    wrong += os.listdir()
+    unseen = []
+    for code in json.loads(sys.argv[3]):            # Would it be seen if somebody read it as code?
+        events.clear()
+        compile(code, "", "exec")
+        unseen += [] if events else [code]
+    print(json.dumps([len(cases), wrong, unseen]))
+    """)
 
 
-BOMBS = [
-    "{", "}", "\\", "\\\\", "\\{", "\\boxed{", "\\boxed ", "\\frac{", "\\frac1", "\\sqrt{",
-    "\\sqrt", "(", "(1,", "[0,1]\\cup", "|", "^", "9^", "2^{", "_", "x_{", "9", "0.", ".",
-    "\\overline{", "1/", "x+", "-", "!", "9!", "\\sin", "5\\sin1+", "\\pm", "1\\pm", ",", "1,",
-    "1 ", "and ", "5 or ", "\\text{", "\\text{a}", "\\begin{pmatrix}", "1&", "1\\\\", "α", "½",
-    "√", "\ud800", "\x00", "$", "%", "<x<", "=x", "\n", " ", "a is a b, ", "a is ", "(1) ",
-    "is a knight, ", "mm ", "million ", "**", '"', "\\,", "\\color{", "''", "1 1/1 ", "\\circ",
-    "a.", "\\log_{2}"]
+def test_adversarial_cases_and_code(tmp_path):
+    """Verdicts as labelled, in a process of its own: bounded in time and memory, nothing executed.
+
+    sympy's parse_expr calls eval on what a model writes. Here, Python reports to an audit hook
+    whatever compiles, runs, imports or opens something. At the end the same strings are compiled on
+    purpose, to show that the hook would have seen it.
+    """
+    done = subprocess.run([sys.executable, "-c", HOSTILE, ROOT,
+                           os.path.join(HERE, "cases", "adversarial.jsonl"), json.dumps(CODE)],
+                          cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    count, wrong, unseen = json.loads(done.stdout)
+    assert (count > 100, wrong, unseen) == (True, [], [])
 
 
-@pytest.mark.parametrize("length", [100_000, V.LONGEST - 10])
+@pytest.mark.parametrize("length", [100_000, LONGEST - 10])
 def test_trap_hangs_on_a_million_backslashes(length):
-    """Every function on a string of every bomb. The promise is 50 ms each (bench/verify.py measures
-    it); the bound here only tells linear from quadratic: 20 times that for the slowest."""
+    """Every function on a string of every bomb. The promise is 50 ms each, and bench/verify.py
+    measures it. The bound here is 20 times that: it only tells linear from quadratic."""
     slowest = (0.0, "")
     for bomb in BOMBS:
         text = bomb * (length // len(bomb))
-        for run in (lambda: V.last_boxed(text),
-                    lambda: V.kk_correct("\\boxed{" + text + "}", KK_GOLD),
-                    lambda: V.math_equal(text, "5"), lambda: V.math_equal("x+1", text),
-                    lambda: V.math_equal(text, text + "+0"),
-                    lambda: V.reward({"task": "math", "gold": "5"}, "\\boxed{" + text + "}", True)):
+        for run in (lambda: last_boxed(text),
+                    lambda: kk_correct("\\boxed{" + text + "}", KK_GOLD),
+                    lambda: math_equal(text, "5"), lambda: math_equal("x+1", text),
+                    lambda: math_equal(text, text + "+0"),
+                    lambda: reward({"task": "math", "gold": "5"}, "\\boxed{" + text + "}", True)):
             start = time.perf_counter()
             run()
             slowest = max(slowest, (time.perf_counter() - start, bomb))
@@ -435,23 +489,33 @@ def test_towers_factorials_and_deep_nests_are_no_numbers():
                  "\\binom{10^9}{10^8}",
                  "9" * 400 + "^{" + "9" * 50 + "}", "\\exp(\\exp(\\exp(100)))", "\\sin(10^{50})",
                  "\\ln 0", "1/0"):
-        assert V.math_equal(text, text)
+        assert math_equal(text, text)
         refused("5", text, text + "+5", "5^{" + text + "}")
-    assert V.values(V.read("\\sin(10^{20})")[0]) == (None,)    # too many turns for 50 digits
+    assert values(read("\\sin(10^{20})")[0]) == (None,)    # too many turns for 50 digits
     accepted("1", "(" * 30 + "1" + ")" * 30)
+    refused("1", "(" * 50 + "1" + ")" * 50)
     for opening, closing in ("()", ("\\frac{1}{", "}"), ("\\sqrt{", "}"), ("2^{", "}"), ("|", "|"),
                              ("-(", ")")):
         refused("5", opening * 60 + "1" + closing * 60)
-    assert V.math_equal("9" * 5000, "9" * 5000) and not V.math_equal("9" * 5000, "9" * 4999 + "8")
+    assert math_equal("9" * 5000, "9" * 5000) and not math_equal("9" * 5000, "9" * 4999 + "8")
     accepted("9" * 400, "9" * 400 + ".0")
     refused("9" * 400, "9" * 399 + "8")
+
+
+def test_numbers_whose_difference_is_too_large_are_different():
+    """Each is below the largest Decimal, but not what lies between them. This once raised."""
+    huge = "e^{1000000}e^{1000000}e^{302585.09}"
+    assert None not in values(tree(f"5{huge}")) and values(tree(f"99{huge}")) == (None,)
+    refused(f"-5{huge}", f"6{huge}")
+    refused(f"x<{huge}", f"-x<{huge}")
+    refused(f"[5{huge}, 6{huge}]", f"[4{huge}, 6{huge}]")
 
 
 def test_deep_callers_do_not_make_it_overflow():
     """A parser that recurses freely works in the shell and fails under a trainer's own stack."""
     def call(depth):
-        return call(depth - 1) if depth else [V.math_equal(text, "5") for text in texts]
-    texts = [bomb * (V.LONGEST // len(bomb)) for bomb in BOMBS] + [
+        return call(depth - 1) if depth else [math_equal(text, "5") for text in texts]
+    texts = [bomb * (LONGEST // len(bomb)) for bomb in BOMBS] + [
         "1-" * 240 + "1", "1/" * 240 + "1", "A∪B∩" * 120 + "A", "9" + "!" * 480, "x^2" * 150,
         "1=" * 240 + "1"]
     assert not any(call(500))
@@ -459,14 +523,14 @@ def test_deep_callers_do_not_make_it_overflow():
 
 # ---- tables ----------------------------------------------------------------------------------
 def test_pass_at_k_by_hand():
-    assert V.pass_at_k(1, 1, 1) == 1.0 and V.pass_at_k(1, 0, 1) == 0.0
-    assert V.pass_at_k(4, 1, 2) == 0.5                   # 3 of the 6 pairs hold the right one
-    assert V.pass_at_k(5, 2, 2) == pytest.approx(0.7)    # all pairs but the 3 among 3 wrong ones
-    assert V.pass_at_k(10, 3, 8) == 1.0                  # 7 wrong ones cannot fill 8 places
-    assert V.pass_at_k(10_000, 1, 100) == pytest.approx(0.01)
+    assert pass_at_k(1, 1, 1) == 1.0 and pass_at_k(1, 0, 1) == 0.0
+    assert pass_at_k(4, 1, 2) == 0.5                   # 3 of the 6 pairs hold the right one
+    assert pass_at_k(5, 2, 2) == pytest.approx(0.7)    # all pairs but the 3 among 3 wrong ones
+    assert pass_at_k(10, 3, 8) == 1.0                  # 7 wrong ones cannot fill 8 places
+    assert pass_at_k(10_000, 1, 100) == pytest.approx(0.01)
     for n, c, k in ((4, 1, 0), (4, 1, 5), (4, 5, 1), (4, -1, 1), (0, 0, 1)):
         with pytest.raises(ValueError):
-            V.pass_at_k(n, c, k)
+            pass_at_k(n, c, k)
 
 
 def test_pass_at_k_is_the_share_of_all_choices():
@@ -474,54 +538,40 @@ def test_pass_at_k_is_the_share_of_all_choices():
         for c, k in itertools.product(range(n + 1), range(1, n + 1)):
             draws = list(itertools.combinations([1] * c + [0] * (n - c), k))
             share = sum(map(max, draws)) / len(draws)
-            assert V.pass_at_k(n, c, k) == pytest.approx(share), (n, c, k)
+            assert pass_at_k(n, c, k) == pytest.approx(share), (n, c, k)
 
 
 def test_majority_by_hand():
-    assert V.majority(["1/2", "0.5", "2"], [1, 1, 0]) == 1.0             # classes, not strings
-    assert V.majority(["1/2", "2", "2.0"], [1, 0, 0]) == 0.0
-    assert V.majority(["1", "2"], [1, 0]) == 0.5                         # a tie is shared
-    assert V.majority(["2", "1"], [0, 1]) == 0.5                         # whatever the order
-    assert V.majority(["1", "2", "3"], [0, 1, 0]) == pytest.approx(1 / 3)
-    assert V.majority([None, None, "1"], [0, 0, 1]) == 1.0               # no answer, no vote
-    assert V.majority([None], [0]) == 0.0 and V.majority([], []) == 0.0
+    assert majority(["1/2", "0.5", "2"], [1, 1, 0]) == 1.0             # equals vote together
+    assert majority(["1/2", "2", "2.0"], [1, 0, 0]) == 0.0
+    assert majority(["1", "2"], [1, 0]) == 0.5                         # a tie is shared
+    assert majority(["2", "1"], [0, 1]) == 0.5                         # whatever the order
+    assert majority(["1", "2", "3"], [0, 1, 0]) == pytest.approx(1 / 3)
+    assert majority([None, None, "1"], [0, 0, 1]) == 1.0               # no answer, no vote
+    assert majority([None], [0]) == 0.0 and majority([], []) == 0.0
     with pytest.raises(ValueError):
-        V.majority(["1"], [])
+        majority(["1"], [])
 
 
 def test_wilson_by_hand():
     """Newcombe 1998, table I: 81 of 263 is 0.2553 to 0.3662, 0 of 20 is 0 to 0.1611."""
-    assert V.wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert V.wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert V.wilson(1 / 29, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson(1 / 29, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
 
 
 def test_samples_of_one_problem_are_not_independent_trials():
-    assert V.trials([[1.0], [0.0], [1.0]]) == 3                   # one sample per problem
-    assert V.trials([[1.0] * 8, [0.0] * 8]) == 2                  # eight copies tell no more
-    assert V.trials([[1.0] * 8, [1.0] * 8]) == 2                  # nor here, as far as we know
+    assert effective_samples([[1.0], [0.0], [1.0]]) == 3                   # one sample per problem
+    assert effective_samples([[1.0] * 8, [0.0] * 8]) == 2                  # eight copies tell no more
+    assert effective_samples([[1.0] * 8, [1.0] * 8]) == 2                  # nor here, as far as we know
+    # p = 6/12. The sums are 4, 1, 1, where 2 is expected: (4 + 1 + 1) / 12² · 3/2 is p (1 - p) / 4.
+    assert effective_samples([[1.0] * 4, [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]) == pytest.approx(4)
     rng = random.Random(0)
     alike = [[float(rng.random() < 0.5) for _ in range(8)] for _ in range(200)]
-    assert 1200 < V.trials(alike) <= 1600                         # luck only: nearly all count
+    assert 1200 < effective_samples(alike) <= 1600                         # luck only: nearly all count
 
 
 # ---- the command -----------------------------------------------------------------------------
-def rollout(**changes):
-    return {"id": "a", "task": "math", "prompt": "?", "gold": "1/2", "level": 1,
-            "response": r"\boxed{0.5}",
-            "tokens": [1, 2, 3], "logprobs": [0.0] * 3, "finished": True, "reward": 1.0, "step": 0,
-            **changes}
-
-
-def command(tmp_path, rows, *flags):
-    path = tmp_path / "rollouts.jsonl"
-    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "verify.py"), str(path), *flags],
-                          cwd=tmp_path,
-                          capture_output=True, text=True, timeout=60)
-    return done.returncode, done.stdout, done.stderr
-
-
 def test_command_prints_the_table_and_writes_it(tmp_path):
     wrong = {"response": r"\boxed{2}", "tokens": [1], "reward": 0.0}
     rows = [rollout(), rollout(**wrong), rollout(), rollout(finished=False, reward=0.0),
@@ -543,7 +593,7 @@ def test_command_prints_the_table_and_writes_it(tmp_path):
     assert (first["n"], first["problems"], first["accuracy"], first["cut_off"]) == (4, 1, 0.5, 0.25)
     assert first["length"] == pytest.approx(2.5)
     assert [first[f"pass@{k}"] for k in (1, 2, 4)] == pytest.approx([0.5, 5 / 6, 1.0])
-    # pairs (right, wrong) and (right, cut off): a tie, then the one vote; all four: two votes to one
+    # Pairs (right, wrong) and (right, cut off): a tie, then the only vote. All four: two to one.
     assert [first[f"majority@{k}"] for k in (1, 2, 4)] == pytest.approx([0.5, 0.75, 1.0])
     assert by["math", "all"]["accuracy"] == 0.25 and by["math", "all"]["pass@4"] == 0.5
     knights = by["kk", 2]
@@ -555,15 +605,27 @@ def test_styles_and_how_often_they_are_right():
     table = "A=T B=T: A ok, B no\nA=T B=F: A ok, B ok\n"
     kk = [rollout(task="kk", response=text, reward=right) for text, right in (
         (box, 1.0), (box, 0.0), (table + box, 1.0), ("What?\n" + box, 0.0))]
-    assert V.styles(kk) == {"guess": {"share": 0.5, "right": 0.5},
-                            "other": {"share": 0.25, "right": 0.0},
-                            "table": {"share": 0.25, "right": 1.0}}
+    assert verify.styles(kk) == {"guess": {"share": 0.5, "right": 0.5},
+                                 "other": {"share": 0.25, "right": 0.0},
+                                 "table": {"share": 0.25, "right": 1.0}}
     for text, name in (("\nSo it is $2$.\n$\\boxed{2}$", "prose"), ("I do not know", "prose"),
-                       ("\n$$\\boxed{2}", "bare"), ("def answer():\n    return 2\n\\boxed{2}", "code"),
+                       ("\n$$\\boxed{2}", "bare"),
+                       ("def answer():\n    return 2\n\\boxed{2}", "code"),
                        ("Look:\n```python\nx = 2\n```\n\\boxed{2}", "code"), ("", "prose")):
-        assert V.style(rollout(response=text)) == name, text
+        assert verify.style(rollout(response=text)) == name, text
     for text in ("\n" * 10**6, " \n" * 10**6, " " * 10**6):      # linear, or this takes an hour
-        assert V.style(rollout(response=text)) == "prose"
+        assert verify.style(rollout(response=text)) == "prose"
+
+
+def test_table_is_aligned():
+    row = {"task": "math", "level": 1, "n": 40, "accuracy": 0.5, "low": 0.345, "high": 0.655,
+           "cut_off": 0.0, "length": 12.6, "pass@1": 0.5, "pass@2": 0.75, "majority@2": 0.625}
+    other = {"task": "kk", "level": None, "n": 7, "accuracy": 1.0, "low": 0.6, "high": 1.0,
+             "cut_off": 0.125, "length": 100.0}
+    assert verify.table([row, other]).splitlines() == [
+        "task  level   n  accuracy   95 % interval  cut off  length  pass@1  pass@2  majority@2",
+        "math  1      40     50.0%   34.5% - 65.5%     0.0%      13   50.0%   75.0%       62.5%",
+        "kk    -       7    100.0%  60.0% - 100.0%    12.5%     100"]
 
 
 def test_command_does_not_trust_stored_rewards(tmp_path):

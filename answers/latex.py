@@ -1,0 +1,130 @@
+"""LaTeX to tokens: pairs of kind and value.
+
+The kinds are number, variable, constant, function, word, frac, begin, end and op (an operator or a
+bracket, always one character, however the text spells it).
+"""
+import re
+import unicodedata
+from fractions import Fraction
+
+LONGEST = 500           # A longer answer is not read as mathematics. It is only compared as text.
+CHARACTERS = str.maketrans({
+    "−": "-", "–": "-", "·": "*", "×": "*", "⋅": "*", "÷": "/", ";": ",", "∞": r"\infty ",
+    "√": r"\sqrt ", "π": r"\pi ", "²": "^{2}", "³": "^{3}", "½": r"\frac{1}{2}", "\xa0": " ",
+    "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "~": " ", '"': " ", "“": " ", "”": " "})
+TIDY = [(re.compile(pattern), replacement) for pattern, replacement in (
+    (r"\\[()\[\]]|(?<!\\)\$|\\(?:text)?color\s*\{\w*\}", " "),           # math mode, colour
+    (r"(?<!\\)\\(?=\\(?:[dt]?frac|sqrt|pi|text|left|right|begin|end|infty|cup)\b)", ""),   # \\frac
+    (r"(?<=\d)(?:,\\[!,]\s?|\{,\}|\\,|\s)(?=\d{3}(?!\d))", ","),         # 1{,}234, 1\,234, 1 234
+    (r"(\d)\s+(\d+)\s*/\s*(\d+)", r"\1\\frac{\2}{\3}"),                  # 1 4/5
+    (r"\\([dtc]?)frac\s*(\d)", r"\\\1frac{\2}"),                         # \frac12
+    (r"(\\[dtc]?frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
+    (r"\^\s*\{?\s*(?:\\circ|\\degree|°)(?![a-z])\s*\}?", "°"),
+    (r"\\mathbb\s*\{?\s*R\s*\}?", "ℝ"), (r"^\*\*(.*)\*\*$", r"\1"), (r"\*\*", "^"),   # **5**, 2**10
+    (r"(?<=[a-zA-Z])\.", ""), (r"\s+", " "))]                           # sq. ft., p.m.
+TRIGONOMETRIC = "sin cos tan sec csc cot cis".split()
+FUNCTIONS = TRIGONOMETRIC + "arcsin arccos arctan ln log exp sqrt binom".split()
+OPAQUE = "sum prod int lim max min gcd lcm det overline bar hat".split()    # compared, not computed
+IGNORED = set(",;:! ./()[]") | set("""left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle
+    textstyle limits quad qquad bf rm it large Large LARGE huge Huge small mathbf boldsymbol bm
+    mathit mathcal mathbb vec overrightarrow angle triangle boxed fbox text mbox mathrm textbf
+    textit operatorname""".split())                                     # only the look of an answer
+COMMANDS = {name: ("op", op) for op, names in {             # what follows a backslash
+    "*": "cdot times ast", "/": "div", "±": "pm", "∓": "mp", "∪": "cup bigcup", "∩": "cap bigcap",
+    "∖": "setminus backslash", "∈": "in", "<": "lt", ">": "gt", "≤": "le leq leqslant",
+    "≥": "ge geq geqslant", "≠": "ne neq", "≈": "approx", "⦃": "{ lbrace", "⦄": "} rbrace",
+    "|": "vert lvert rvert mid |", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil", "⌉": "rceil",
+    "(": "langle", ")": "rangle", "$": "$", "%": "%", "⏎": "\\", "°": "degree", "⁄": "over", "∅":
+    "emptyset varnothing", "∧": "land wedge", "∨": "lor vee"}.items() for name in names.split()}
+COMMANDS |= {name: ("function", name) for name in FUNCTIONS + OPAQUE}
+COMMANDS |= dict.fromkeys(("dbinom", "tbinom"), ("function", "binom"))
+COMMANDS |= dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac"), ("frac", ""))
+COMMANDS |= {name: ("constant", name) for name in ("pi", "infty")}
+LETTERS = {name: COMMANDS[name] for name in FUNCTIONS + ["pi", "infty"]}    # needs no backslash
+LETTERS |= {name: ("constant", name) for name in "ei"}
+UNITS = {word: name for name, words in {                     # each unit's other names
+    "percent": "% percentage", "degree": "° deg", "radian": "rad", "dollar": "$ usd",
+    "cent": "cents", "euro": "€", "pound sterling": "£", "inch": "in inches", "foot": "ft feet",
+    "yard": "yd", "mile": "mi", "millimeter": "mm", "centimeter": "cm", "meter": "m metre",
+    "kilometer": "km", "gram": "g", "kilogram": "kg", "milligram": "mg", "pound": "lb lbs",
+    "ounce": "oz", "second": "s sec", "minute": "min", "hour": "h hr", "liter": "l litre",
+    "milliliter": "ml", "mile/hour": "mph", "^2": "square squared sq", "^3": "cubic cubed cu",
+    "/": "per", "": "unit st nd rd th"}.items() for word in words.split()}
+TOKEN = re.compile(r"""
+    \\(?P<font>text\w*|mbox|mathrm|operatorname)\*?\s*\{(?P<content>[^{}]*)\}
+  | \\(?P<edge>begin|end)\s*\{(?P<environment>\w+)\*?\}(?:\s*\{[lcr|\s]*\})?
+  | (?P<whole>\d*)\.(?P<start>\d*)\s*\\(?:overline|bar)\s*\{?\s*(?P<cycle>\d+)\s*\}?
+  | (?P<thousands>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d*)?)
+  | (?P<number>\d+\.?\d*|\.\d+)
+  | \\(?P<command>[A-Za-z]+|.)
+  | (?P<letters>[A-Za-z]+)
+  | (?P<symbol><=|>=|!=|\S)
+  | \s""", re.VERBOSE)
+
+
+class Unreadable(Exception):
+    """The rules cannot read this text, or cannot give it a value."""
+
+
+def require(condition) -> None:
+    if not condition:
+        raise Unreadable
+
+
+def tidy(text: str) -> str:
+    """One spelling for what LaTeX, Unicode and keyboards spell in many ways."""
+    text = text.translate(CHARACTERS)
+    require(len(text) <= LONGEST)
+    for pattern, replacement in TIDY:
+        text = pattern.sub(replacement, text)
+    return text.rstrip(" .").strip()
+
+
+def is_prose(tidied: str) -> bool:
+    """Is it words, as `all real numbers` is? Only letters and punctuation, 3 letters in a row."""
+    bare = re.sub(r"\\(?:text\w*|mbox|mathrm)\s*\{([^{}]*)\}|\\[ ,;]", r" \1", tidied)
+    return re.fullmatch(r"(?:[^\W\d_]|[\s'.,:!-])*", bare) is not None and any(
+        len(run) > 2 and run not in LETTERS and run != "and" for run in re.findall(r"\w+", bare))
+
+
+def letters(run: str, words: bool, after_number: bool):
+    """Tokens of a run of letters: a word, a function, a constant, or one variable per letter."""
+    if run.lower() in ("and", "or"):
+        yield ("op", "∧" if run.lower() == "and" else "∨")
+    elif words or (after_number and len(run) > 1 and run.lower() in UNITS) or (
+            len(run) > 3 and run not in LETTERS):
+        yield ("word", run)
+    else:
+        for piece in [run] if run in LETTERS else re.findall("pi|sqrt|.", run):
+            yield LETTERS.get(piece, ("variable", piece))
+
+
+def tokenize(text: str, words: bool, thousands: bool):
+    """The tokens of a tidy text. `words`: letters are words. `thousands`: 1,234 is one number."""
+    after_number = False
+    for match in TOKEN.finditer(text):
+        kind, piece = match.lastgroup, match[0]
+        if kind == "content":                                # \text{...}, \mathrm{i}
+            inside, font = match["content"].strip(), match["font"]
+            words_inside = len(inside) != 1 or font not in ("mathrm", "operatorname")
+            yield from ([COMMANDS[inside]] if inside in FUNCTIONS
+                        else tokenize(inside, words_inside, thousands))
+        elif kind == "environment":
+            yield (match["edge"], match["environment"])
+        elif kind == "cycle":                                # 0.1666... = 0.1 + (6/9) / 10
+            shift, cycle = 10 ** len(match["start"]), match["cycle"]
+            yield ("number", Fraction(int("0" + match["whole"] + match["start"]), shift)
+                   + Fraction(int(cycle), shift * (10 ** len(cycle) - 1)))
+        elif kind in ("number", "thousands"):
+            for n, number in enumerate([piece.replace(",", "")] if thousands else piece.split(",")):
+                yield from [("op", ",")] * (n > 0) + [("number", Fraction(number.rstrip(".")))]
+        elif kind == "command" and match["command"] not in IGNORED:
+            yield COMMANDS.get(match["command"], ("variable", match["command"]))
+        elif kind == "letters":
+            yield from letters(piece, words, after_number)
+        elif kind == "symbol" and piece.isalpha() and piece != "ℝ":         # θ is \theta
+            yield ("variable", unicodedata.name(piece, piece).split()[-1].lower())
+        elif kind == "symbol":
+            yield ("op", {"<=": "≤", ">=": "≥", "!=": "≠"}.get(piece, piece))
+        if kind:
+            after_number = kind == "number"
