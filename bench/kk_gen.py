@@ -7,7 +7,6 @@ the share of draws accepted, the share of knights, and the mix of operators. Thr
 drawing puzzles with one solution; the same without duplicates (canonical form); and whole lines of
 a file, with their search narrative (ours only). Ends in one JSON line.
 """
-import argparse
 import itertools
 import json
 import os
@@ -15,14 +14,25 @@ import random
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
-import kk_gen                                                               # noqa: E402
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)                    # this file has the name of the module that it measures
+import kk_gen
+from engine.flags import command, limits, parse
 
 OPERATORS = ("and", "or", "->", "<=>")
 
 
-# ---- the plain generator, after PAPER: A, data ------------------------------------------------
+@dataclass(kw_only=True)
+class Settings:
+    people: int = limits(8, at_least=2, at_most=12)     # in each puzzle
+    num: int = limits(150, at_least=1)      # puzzles of the plain generator in a round; ours: 20 x
+    rounds: int = limits(7, at_least=1)     # the two sides take turns
+    seed: int = 0
+
+
+# ---- the plain generator: it draws as the public one does ----------------------------------------
 def plain_leaf(rng, people, speaker):
     while True:
         leaf = rng.choice(("telling-truth", "lying")), rng.randrange(people)
@@ -79,9 +89,9 @@ def describe(puzzles):
                for op in ("telling-truth", "lying", "not", *OPERATORS)}}
 
 
-def seconds(work):
+def seconds(work, size):
     start = time.perf_counter()
-    work()
+    work(size)
     return time.perf_counter() - start
 
 
@@ -91,17 +101,8 @@ def without_duplicates(draw, number):
         known.add(kk_gen.canonical_form(draw()))
 
 
-def main():
-    flags = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("people", 8), ("num", 150), ("rounds", 7), ("seed", 0)):
-        flags.add_argument(f"--{name}", type=int, default=default)
-    args = flags.parse_args()
-    people, number, rng = args.people, args.num, random.Random(args.seed)
-    start = time.perf_counter()
-    kk_gen.sample_puzzle(rng, people)
-    milliseconds = (time.perf_counter() - start) * 1e3
-    print(f"tables of all claims of {people} people: {milliseconds:.0f} ms, once")
-
+def compare(people, rng):
+    """Print the mix of both sides' puzzles, and check that both solvers agree."""
     plain, draws = zip(*(plain_puzzle(rng, people) for _ in range(1000)))
     assert all(plain_solve(puzzle) == kk_gen.solve(puzzle) for puzzle in plain[:200])
     ours = [kk_gen.sample_puzzle(rng, people) for _ in range(20000)]
@@ -110,25 +111,40 @@ def main():
         print(f"  {what:14} {a:6.3f} {b:6.3f}")
     print(f"  the plain generator accepts {len(draws) / sum(draws):.3f} of its draws")
 
+
+def write_lines(people, number, rng):
     settings = kk_gen.Settings(people=str(people), cot="search")
+    for _ in range(number):
+        puzzle = kk_gen.sample_puzzle(rng, people)
+        kk_gen.puzzle_line(settings, random.Random(0), "id", 0, puzzle, None)
 
-    def line():
-        words = random.Random(0)
-        kk_gen.puzzle_line(settings, words, "id", 0, kk_gen.sample_puzzle(rng, people), None)
 
-    stages = {
-        "plain": lambda: [plain_puzzle(rng, people) for _ in range(number)],
-        "ours": lambda: [kk_gen.sample_puzzle(rng, people) for _ in range(number * 20)],
-        "plain_distinct": lambda: without_duplicates(lambda: plain_puzzle(rng, people)[0], number),
-        "ours_distinct": lambda: without_duplicates(lambda: kk_gen.sample_puzzle(rng, people),
-                                                    number * 20),
-        "ours_lines": lambda: [line() for _ in range(number * 5)]}
-    sizes = {"plain": number, "ours": number * 20, "plain_distinct": number,
-             "ours_distinct": number * 20, "ours_lines": number * 5}
+def measure(people, number, rounds, rng):
+    """Puzzles per second of each stage, one number for each round."""
+    stages = {                              # name: (how many puzzles, work)
+        "plain": (number, lambda n: [plain_puzzle(rng, people) for _ in range(n)]),
+        "ours": (number * 20, lambda n: [kk_gen.sample_puzzle(rng, people) for _ in range(n)]),
+        "plain_distinct": (number, lambda n: without_duplicates(
+            lambda: plain_puzzle(rng, people)[0], n)),
+        "ours_distinct": (number * 20, lambda n: without_duplicates(
+            lambda: kk_gen.sample_puzzle(rng, people), n)),
+        "ours_lines": (number * 5, lambda n: write_lines(people, n, rng))}
     rates = {name: [] for name in stages}
-    for _ in range(args.rounds):
-        for name, work in stages.items():
-            rates[name].append(sizes[name] / seconds(work))
+    for _ in range(rounds):
+        for name, (size, work) in stages.items():
+            rates[name].append(size / seconds(work, size))
+    return rates
+
+
+def main(settings):
+    people, rng = settings.people, random.Random(settings.seed)
+    start = time.perf_counter()
+    kk_gen.sample_puzzle(rng, people)
+    milliseconds = (time.perf_counter() - start) * 1e3
+    print(f"tables of all claims of {people} people: {milliseconds:.0f} ms, once")
+
+    compare(people, rng)
+    rates = measure(people, settings.num, settings.rounds, rng)
     for name, values in rates.items():
         print(f"{name:15} {statistics.median(values):10,.0f} puzzles/s"
               f"   ({min(values):,.0f} to {max(values):,.0f})")
@@ -136,12 +152,13 @@ def main():
     distinct = [b / a for a, b in zip(rates["plain_distinct"], rates["ours_distinct"])]
     for name, values in (("drawing", ratio), ("distinct", distinct)):
         print(f"{name}: {statistics.median(values):.0f} times as many"
-              f" ({min(values):.0f} to {max(values):.0f} over {args.rounds} rounds)")
-    print(json.dumps({"bench": "kk_gen", "people": people, "seed": args.seed, "rounds": args.rounds,
+              f" ({min(values):.0f} to {max(values):.0f} over {settings.rounds} rounds)")
+    print(json.dumps({"bench": "kk_gen", "people": people, "seed": settings.seed,
+                      "rounds": settings.rounds,
                       **{name: round(statistics.median(values)) for name, values in rates.items()},
                       "ratio": round(statistics.median(ratio), 1),
                       "ratio_distinct": round(statistics.median(distinct), 1)}))
 
 
 if __name__ == "__main__":
-    main()
+    command(main, parse(Settings, __doc__))
