@@ -1,11 +1,10 @@
 """Peak memory of `logprobs`, forward and backward, beside the naive way (all logits at once).
 
-    python bench/logprobs.py [tokens ...]         (default: 16384; naive at an eighth of them)
+    python bench/logprobs.py [tokens ...]         (default: 16384; the naive way at an eighth)
 
-One head, V = 151,936 x C = 896 (Qwen2.5-0.5B), tied or not makes no difference here; fp32 on a CPU,
-bf16 over fp32 weights on CUDA. Each measurement is a process of its own, and the peak counts what
-exceeds the weights, the hidden states and the gradient buffers that any way needs. Ends in one
-JSON line.
+Only the head, V = 151,936 by C = 896 as in Qwen2.5-0.5B; fp32 on a CPU, bf16 over fp32 weights on
+CUDA. Each measurement is a process of its own. It counts what is needed beyond the weights, the
+hidden states and their gradients, which any way needs. The last line is JSON.
 """
 import json
 import os
@@ -39,7 +38,7 @@ def measure(way: str, tokens: int):
                          dtype=torch.bfloat16 if device == "cuda" else torch.float32)
     hidden.requires_grad_()
     ids = torch.randint(0, V, (1, tokens), device=device)
-    # What any way needs: the gradients of both. Touched here, so that they are not counted below.
+    # Any way needs the gradients of both. Written here, they are not counted below.
     weight.grad, hidden.grad = torch.ones_like(weight), torch.ones_like(hidden)
     model = SimpleNamespace(hidden=lambda *_: hidden, head_weight=weight, vocab=V)
     before, start = peak_bytes(device), time.perf_counter()

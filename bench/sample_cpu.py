@@ -1,15 +1,15 @@
-"""Sampling on a CPU beside transformers' `generate`, the same random weights, in one run.
+"""Sampling on a CPU beside transformers' `generate`, with the same random weights, in one run.
 
     pip install transformers && python bench/sample_cpu.py [tiny] [half_b]
 
-tiny: about 1M parameters, 256 prompts x 4 samples, temperature 1, prompts of 20 to 120 tokens;
-    four of 512 tokens end a text, so lengths are mixed: mean about 110, a seventh cut off at 256.
-    transformers at each of several batch sizes, its best one counts. Useful tokens are those up to
-    the end token.
-half_b: the shape of Qwen2.5-0.5B in bf16, greedy, 64-token prompts, 32 new, batch 1 and 8.
+tiny: about 1M parameters, 256 prompts x 4 samples, temperature 1, prompts of 20 to 120 tokens.
+    Four of the 512 ids end a text, so lengths are mixed: the mean is about 110, and a seventh is
+    cut off at 256. transformers runs with several batch sizes, and its best one counts. Useful
+    tokens are those up to the end token.
+half_b: the shape of Qwen2.5-0.5B in bf16, greedy, prompts of 64 tokens, 32 new ones, batch 1 and 8.
 
-The two sides alternate; the figures are medians of the rounds, with the range of their ratios.
-Ends in one JSON line.
+The two sides alternate. The figures are medians of the rounds, with the range of their ratios. The
+last line is JSON.
 """
 import json
 import os

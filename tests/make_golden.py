@@ -2,9 +2,9 @@
 
     pip install transformers && python tests/make_golden.py
 
-Every parameter is random and large, biases and norms too: with the usual initialisation (biases
-0, norms 1) a model that forgets them would pass. The vocabulary is padded beyond the tokenizer,
-as Qwen's is, and the pad token is the end token, as in Qwen2.5 base.
+Every parameter is random and large, biases and norms too. With the usual first values (biases 0,
+norms 1) a model that forgets them would pass. The model has more ids than the tokenizer, as Qwen
+has, and the pad token is the end token, as in Qwen2.5 base.
 """
 import os
 import sys
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
-from sft import train_tokenizer  # noqa: E402
+from engine.examples import train_tokenizer  # noqa: E402
 
 TEXT = ["A says B is a knave. B says A is a knight.", "So who is a knight and who is a knave?",
         "The answer is \\boxed{A is a knight, B is a knave}"]
@@ -38,7 +38,7 @@ def main():
 
     tokens = torch.randint(0, tokenizer.get_vocab_size(), (3, 48))
     greedy = tokens[:, :16]
-    for _ in range(64):                             # over the ids that exist, never stopping
+    for _ in range(64):                             # over the ids that exist, without a stop
         logits = model(greedy).logits[:, -1:, :tokenizer.get_vocab_size()]
         greedy = torch.cat([greedy, logits.argmax(-1)], dim=1)
     save_file({"tokens": tokens, "logits": model(tokens).logits.detach(),

@@ -1,5 +1,5 @@
-"""kernel.py against the same written out: on a GPU, or without one in Triton's interpreter (that of
-Triton 3.6 needs numpy below 2.4)."""
+"""engine/kernels.py against the same written out in PyTorch: on a GPU, or without one in Triton's
+interpreter (that of Triton 3.6 needs numpy below 2.4)."""
 import copy
 
 import pytest
@@ -7,19 +7,25 @@ import torch
 
 import model as M
 import sample as S
-from test_model import tiny
+from engine import noise
+from helpers import tiny
 from test_sample import PROMPTS, as_graphs, tokens_of  # noqa: F401 (a fixture)
 
-kernel = pytest.importorskip("kernel", reason="kernel.py needs Triton, which is not installed",
-                             exc_type=ImportError)
+kernels = pytest.importorskip("engine.kernels", exc_type=ImportError,
+                              reason="engine/kernels.py needs Triton, which is not installed")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SLOTS, PAGES = 7, 4
 # The interpreter computes bf16 products wrongly, so without a GPU another half precision.
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 
 
+def decoder_of(model, length):
+    positions = torch.arange(length, device=model.head_weight.device)
+    return kernels.Decoder(model, *M.rotary(positions, model.config))
+
+
 def by_hand(q, k, v, position, keys, values):
-    """One sequence: q [H, D], k and v [KV, D]; keys and values [P, KV, PAGE, D] as they shall be."""
+    """One sequence: q [H, D], k and v [KV, D]; writes into keys and values [P, KV, PAGE, D]."""
     page, at = divmod(position, S.PAGE)
     keys[page, :, at], values[page, :, at] = k, v
     group = len(q) // len(k)
@@ -52,7 +58,7 @@ def test_attention_to_the_cache(kv, group, size, dtype, splits):
 
     cache = cache.to(DEVICE)
     qkv = torch.cat(parts, dim=1).flatten(1)
-    found = kernel.attend(*(x.to(DEVICE) for x in (qkv, cos, sin, position)),
+    found = kernels.attend(*(x.to(DEVICE) for x in (qkv, cos, sin, position)),
                           torch.zeros(b, dtype=torch.bool, device=DEVICE), *cache, splits=splits)
     tight = dtype == torch.float32
     torch.testing.assert_close(found.double().cpu().view(b, -1, size), expected, rtol=0,
@@ -66,7 +72,7 @@ def test_what_is_done_is_not_read():
     qkv = torch.randn(1, 3 * 16, device=DEVICE)
     cos, sin = M.rotary(torch.arange(10, device=DEVICE), M.Config(8, 16, 8, 1, 1, 1))
     for splits in (1, 2):
-        out = kernel.attend(qkv, cos, sin, torch.tensor([9], device=DEVICE),
+        out = kernels.attend(qkv, cos, sin, torch.tensor([9], device=DEVICE),
                             torch.tensor([True], device=DEVICE), *cache, splits=splits)
         torch.testing.assert_close(out, qkv[:, 32:])
 
@@ -87,16 +93,16 @@ def test_products_of_one_row(size, out, dtype):
     plain = exact["x"] @ exact["w"][:out].T
     close = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 0.2}
     for found, expected in (
-            (kernel.product(x, weight[:out]), plain),
-            (kernel.product(x, weight[:out], bias, norm), gate + exact["b"]),
-            (kernel.product(x, weight, norm=norm, gate=True), gate.sigmoid() * gate * up),
-            (kernel.product(x, weight[:out], add_to=residual), plain + exact["r"])):
+            (kernels.product(x, weight[:out]), plain),
+            (kernels.product(x, weight[:out], bias, norm), gate + exact["b"]),
+            (kernels.product(x, weight, norm=norm, gate=True), gate.sigmoid() * gate * up),
+            (kernels.product(x, weight[:out], add_to=residual), plain + exact["r"])):
         torch.testing.assert_close(found.double(), expected, **close)
     torch.testing.assert_close(residual.double(), plain + exact["r"], **close)      # in place
 
 
 @pytest.mark.parametrize("size", [5, 64, 4160, 9000])
-def test_draw_is_that_of_sample(size):
+def test_draw_is_that_of_noise(size):
     """Peaks far above the rest or in other chunks; noise at both ends; ids not to be drawn."""
     torch.manual_seed(size)
     logits = 3 * torch.randn(6, size, device=DEVICE)
@@ -105,16 +111,16 @@ def test_draw_is_that_of_sample(size):
     logits[3, 2:] = -1e30
     logits[4, :-2] = -1e30
     u = torch.rand(6, dtype=torch.float64, device=DEVICE)
-    for noise in (u, torch.zeros_like(u), torch.full_like(u, 1 - 2.0**-53)):
+    for numbers in (u, torch.zeros_like(u), torch.full_like(u, 1 - 2.0**-53)):
         for t in (1.0, 0.6):
-            token, logprob = kernel.draw(logits, t, noise)
+            token, logprob = kernels.draw(logits, t, numbers)
             exact = (logits.double() / t).log_softmax(-1)
             torch.testing.assert_close(logprob.double(), exact.gather(-1, token[:, None])[:, 0],
                                        rtol=1e-5, atol=1e-5)
-            plain = S.draw(exact.exp().float(), noise)
-            if noise[0] < 1 - 2.0**-53:
+            plain = noise.draw(exact.exp().float(), numbers)
+            if numbers[0] < 1 - 2.0**-53:
                 assert torch.equal(token, plain)
-            else:                           # rounding decides which of the last ones; one that can be
+            else:                           # Rounding decides which of the last ones that can be.
                 assert torch.equal(token // 64, plain // 64) and logprob.min() > -100
 
 
@@ -122,17 +128,16 @@ def test_draw_is_that_of_sample(size):
 def test_gate(size):
     both = torch.randn(3, 2 * size, device=DEVICE)
     gate, up = both.split(size, dim=1)
-    torch.testing.assert_close(kernel.gated(both), torch.nn.functional.silu(gate) * up)
+    torch.testing.assert_close(kernels.gated(both), torch.nn.functional.silu(gate) * up)
 
 
 def test_joined_layers_keep_their_weights_and_can_be_trained():
     """They share memory with the whole, so training moves both. Joined a second time they are where
     they were."""
-    config = M.Config(50, 16, 24, 2, 4, 2)
     torch.manual_seed(0)
-    model = M.Transformer(config).to(DEVICE)
+    model = M.Transformer(M.Config(50, 16, 24, 2, 4, 2)).to(DEVICE)
     before = copy.deepcopy(model.state_dict())
-    decoders = [kernel.Decoder(model, 8) for _ in range(2)]
+    decoders = [decoder_of(model, 8) for _ in range(2)]
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]), name
     model(torch.tensor([[1, 2, 3]], device=DEVICE)).square().sum().backward()
@@ -145,7 +150,8 @@ def test_joined_layers_keep_their_weights_and_can_be_trained():
         assert torch.equal(qkv[24:], attention.v_proj.weight)
         assert torch.equal(bias[24:], attention.v_proj.bias)
         assert torch.equal(gate_up[24:], mlp.up_proj.weight)
-    assert not torch.equal(attention.v_proj.weight, before["model.layers.1.self_attn.v_proj.weight"])
+    name = "model.layers.1.self_attn.v_proj.weight"
+    assert not torch.equal(attention.v_proj.weight, before[name])
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -160,11 +166,11 @@ def test_a_step_is_that_of_the_model(rows):
                             c.head_dim, device=DEVICE)
         tokens = [torch.randint(0, c.vocab_size, (1, n + 1), device=DEVICE) for n in lengths]
         expected = torch.cat([model.hidden(row)[:, -1] for row in tokens])
-        slots = S._Slots(model, rows, 2 * S.PAGE, 1, 1.0, 1.0, 0, set())
+        slots = S.Slots(model, rows, 2 * S.PAGE, 1, 1.0, 1.0, 0, frozenset())
         for row, n in enumerate(lengths):
-            kept, _ = slots.prefill([tokens[row][0, :n].tolist()])
+            kept = slots.prefill([tokens[row][0, :n].tolist()])[0].pages
             cache[:, :, :kept.shape[2], row] = kept[:, :, :, 0]
-        found = kernel.Decoder(model, 2 * S.PAGE).hidden(
+        found = decoder_of(model, 2 * S.PAGE).hidden(
             torch.cat([row[0, -1:] for row in tokens]), torch.tensor(lengths, device=DEVICE),
             torch.zeros(rows, dtype=torch.bool, device=DEVICE), cache)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -173,7 +179,7 @@ def test_a_step_is_that_of_the_model(rows):
 @pytest.fixture
 def decoding(as_graphs, monkeypatch):  # noqa: F811
     """The CUDA way, kernels included, on a CPU; the list of the batches that attended."""
-    attend, init, calls = kernel.attend, S._Slots.__init__, []
+    attend, init, calls = kernels.attend, S.Slots.__init__, []
 
     def watched(*args):
         calls.append(len(args[0]))
@@ -181,10 +187,9 @@ def decoding(as_graphs, monkeypatch):  # noqa: F811
 
     def with_decoder(self, *args):
         init(self, *args)
-        self.decoder = kernel.Decoder(self.model, self.length)
-    monkeypatch.setattr(kernel, "attend", watched)
-    monkeypatch.setattr(S, "kernel", kernel)
-    monkeypatch.setattr(S._Slots, "__init__", with_decoder)
+        self.decoder = decoder_of(self.model, self.length)
+    monkeypatch.setattr(kernels, "attend", watched)
+    monkeypatch.setattr(S.Slots, "__init__", with_decoder)
     return calls
 
 
@@ -216,6 +221,6 @@ def test_weights_are_joined_where_they_are_trained(dtype, decoding):
             out = S.generate(one, PROMPTS[:3], max_new_tokens=8, slots=2, stop=set())
             found.append(tokens_of(out))
         M.logprobs(model, torch.tensor([PROMPTS[0] + [3, 4]])).sum().backward()
-        torch.optim.SGD(model.parameters(), 10.0).step()
+        torch.optim.SGD(model.parameters(), 0.3).step()
     assert found[0] == found[1] != found[2] == found[3]
     assert decoding

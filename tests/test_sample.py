@@ -1,14 +1,13 @@
 """sample.py against the slow way: one full forward pass per token, one sequence at a time."""
 import collections
 import copy
-import json
 import math
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -17,9 +16,15 @@ from safetensors.torch import load_file
 
 import model as M
 import sample as S
-from test_model import GOLDEN, copy_golden, tiny
+from engine import cache
+from engine.cache import close_gaps
+from engine.graphs import Graphs, round_up
+from engine.noise import draw, first_above, noise_keys, uniform
+from engine.rollouts import RolloutFile
+from engine.tokenizer import Printer, load_tokenizer
+from helpers import GOLDEN, command, read, run, tiny, write
+from test_model import copy_golden
 
-ROOT = os.path.dirname(os.path.abspath(M.__file__))
 PROMPTS = [[5, 6, 7], [9] * 70, [3], [8, 1] * 20, [4, 4, 4, 4], [11, 12] * 33, [30], [31, 32]]
 
 
@@ -34,8 +39,8 @@ def slow_greedy(model, prompt, new, stop=()):
 
 
 def run_all(model, **kwargs):
-    settings = {"n": 3, "max_new_tokens": 90, "temperature": 1.0, "stop": {1, 2}, "seed": 5} | kwargs
-    return S.generate(model, PROMPTS, **settings)
+    return S.generate(model, PROMPTS, **{"n": 3, "max_new_tokens": 90, "temperature": 1.0,
+                                         "stop": {1, 2}, "seed": 5} | kwargs)
 
 
 def tokens_of(samples):
@@ -44,18 +49,18 @@ def tokens_of(samples):
 
 @pytest.fixture
 def as_graphs(monkeypatch):
-    """The CUDA way on a CPU, as without Triton: rounded-up batches and lengths, a look every 16
-    steps; only the capture itself is replaced by calling the step. (With it: test_kernel.py.)"""
-    def capture(slots, *what):
-        return SimpleNamespace(replay=lambda: slots._step(*what))
-    init = S._Slots.__init__
+    """The CUDA way on a CPU, without Triton: rounded-up batches and lengths, a look every 16 steps.
+    Only the recording is replaced, by a call of the step. (With Triton: test_kernel.py.)"""
+    init = S.Slots.__init__
 
     def with_graphs(self, *args):
         init(self, *args)
-        self.graphs = {}
-    monkeypatch.setattr(S._Slots, "__init__", with_graphs)
-    monkeypatch.setattr(S._Slots, "_capture", capture)
-    monkeypatch.setattr(S, "kernel", None)
+        self.graphs = Graphs()
+
+    def record(graphs, slots, *what):
+        return SimpleNamespace(replay=lambda: slots.decode(*what))
+    monkeypatch.setattr(S.Slots, "__init__", with_graphs)
+    monkeypatch.setattr(Graphs, "record", record)
 
 
 # ---- the same tokens as the slow way ---------------------------------------------------------
@@ -92,13 +97,13 @@ def test_the_graph_way_equals_the_plain_way(as_graphs, monkeypatch):
 
 def test_what_a_graph_runs_beyond_the_running_is_done(as_graphs, monkeypatch):
     """A sequence that moves leaves a copy of itself, which would go on in a graph until it ends."""
-    step, beyond = S._Slots.step, []
+    step, beyond = S.Slots.step, []
 
     def watched(self, lengths):
-        beyond.append(1 < len(lengths) < self.slots)        # a graph has 8 rows
+        beyond.append(1 < len(lengths) < self.size)         # a graph has 8 rows
         assert self.done[len(lengths):].all()
         step(self, lengths)
-    monkeypatch.setattr(S._Slots, "step", watched)
+    monkeypatch.setattr(S.Slots, "step", watched)
     run_all(tiny(), slots=8, max_new_tokens=80, stop={1, 17, 23, 30, 41})
     assert any(beyond)
 
@@ -107,7 +112,7 @@ def test_what_a_graph_runs_beyond_the_running_is_done(as_graphs, monkeypatch):
     (1, 8, 1), (3, 8, 3), (5, 8, 6), (9, 16, 12), (13, 16, 16), (65, 80, 96), (100, 112, 128),
     (512, 512, 512), (513, 640, 768), (1000, 1024, 1024)])
 def test_few_sizes_are_captured(value, rows, pages):
-    assert S._round_up(value, 3, least=8) == rows and S._round_up(value, 2) == pages
+    assert round_up(value, 3, least=8) == rows and round_up(value, 2) == pages
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -167,16 +172,16 @@ def test_a_target_rounded_to_the_total_still_finds_an_entry_with_weight():
     p = torch.tensor([[0.0, 1.0, 2.0, 0.0]])
     cdf = p.cumsum(-1)
     for target, index in [(0.0, 1), (0.9, 1), (1.0, 2), (2.9, 2), (3.0, 2), (3.1, 2)]:
-        assert S._first_above(cdf, torch.tensor([[target]]), p).tolist() == [[index]]
+        assert first_above(cdf, torch.tensor([[target]]), p).tolist() == [[index]]
 
 
 def test_draw_inverts_the_cumulative_sum():
     p = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0]])
     for u, index in [(0, 1), (0.2499, 1), (0.25, 3), (0.7499, 3), (0.75, 4), (1 - 2**-53, 4)]:
-        assert S.draw(p, torch.tensor([u], dtype=torch.float64)).tolist() == [index]
+        assert draw(p, torch.tensor([u], dtype=torch.float64)).tolist() == [index]
     wide = torch.rand(40, 5001) * (torch.rand(40, 5001) < 0.01)         # most have no probability
     for u in (0.0, 0.3, 1 - 2**-53):
-        index = S.draw(wide, torch.full((40,), u, dtype=torch.float64))
+        index = draw(wide, torch.full((40,), u, dtype=torch.float64))
         cdf = wide.double().cumsum(-1)
         assert (wide.gather(1, index[:, None]) > 0).all()
         after = cdf.gather(1, index[:, None]).squeeze(1) / cdf[:, -1]
@@ -193,11 +198,11 @@ def test_noise_is_splitmix64_and_uniform():
     golden, key = 0x9E3779B97F4A7C15, 0
     for part in (7, 12, 3):
         key = mix((key + part + golden) % 2**64)
-    found = S.noise_keys(7, [12], [3])
+    found = noise_keys(7, [12], [3])
     assert int(found) % 2**64 == key
-    u = S.uniform(found, torch.tensor([40]))
+    u = uniform(found, torch.tensor([40]))
     assert float(u) == (mix((key + 41 * golden) % 2**64) >> 11) / 2**53
-    many = S.uniform(S.noise_keys(0, list(range(1000)), [0] * 1000)[:, None], torch.arange(100))
+    many = uniform(noise_keys(0, list(range(1000)), [0] * 1000)[:, None], torch.arange(100))
     assert many.unique().numel() == 100_000
     counts = torch.histc(many, 100, 0, 1)
     assert ((counts - 1000) ** 2 / 1000).sum() < 193        # chi^2, 99 degrees: p < 1e-7 above
@@ -253,8 +258,10 @@ def test_weights_changed_in_place_are_used_by_the_next_call():
         assert fresh.slots is None                          # the copy makes its own
         assert tokens_of(run_all(model)) == tokens_of(run_all(fresh)) != tokens_of(before)
         assert model.slots is kept                          # and the memory was used again
+        alive = weakref.ref(model.__dict__["slots"])
+        del kept
         S.release(model)
-        assert "slots" not in model.__dict__
+        assert "slots" not in model.__dict__ and alive() is None    # no garbage collector needed
 
 
 def test_a_call_within_a_call_and_an_abandoned_one_leave_the_others_alone():
@@ -277,7 +284,7 @@ def test_a_model_cast_or_given_other_ids_makes_new_slots():
     assert max(t for group in run_all(model) for s in group for t in s.tokens) < 20
     model.double()
     assert tokens_of(run_all(model)) == tokens_of(run_all(copy.deepcopy(model)))
-    assert model.slots.cache.dtype == torch.float64
+    assert model.slots.cache.pages.dtype == torch.float64
 
 
 def test_ids_beyond_the_tokenizer_are_never_drawn():
@@ -314,13 +321,14 @@ def test_an_end_token_within_the_prompt_is_not_an_end():
 
 def test_each_prompt_is_prefilled_once_and_ended_rows_cost_nothing(monkeypatch):
     seen, rows = [], []
-    prefill, step = S._Slots.prefill, S._Slots._step
-    monkeypatch.setattr(S._Slots, "prefill", lambda s, p: seen.extend(p) or prefill(s, p))
-    monkeypatch.setattr(S._Slots, "_step",
-                        lambda s, live, reach: rows.append(reach) or step(s, live, reach))
+    prefill, decode = S.Slots.prefill, S.Slots.decode
+    monkeypatch.setattr(S.Slots, "prefill", lambda slots, p: seen.extend(p) or prefill(slots, p))
+    monkeypatch.setattr(S.Slots, "decode", lambda slots, live, reach:
+                        rows.append(reach) or decode(slots, live, reach))
     monkeypatch.setattr(S, "PREFILL_TOKENS", 200)           # several groups
-    monkeypatch.setattr(S, "PAGE", 16)
     monkeypatch.setattr(S, "BLOCK", 1)
+    for module in (S, cache):
+        monkeypatch.setattr(module, "PAGE", 16)
     out = run_all(tiny(), n=8, slots=5)
     assert sorted(seen) == sorted(PROMPTS)
     drawn = sum(len(s.tokens) for group in out for s in group)
@@ -336,8 +344,8 @@ def test_each_prompt_is_prefilled_once_and_ended_rows_cost_nothing(monkeypatch):
 
 
 def test_gaps_are_closed_keeping_the_long_first():
-    running = [S._Running(i, 0, start) for i, start in enumerate([9, 8, 7, 6, 5, 5, 4, 3])]
-    S._close_gaps(running, [0, 3, 7], block=2)
+    running = [S.Running(i, 0, start) for i, start in enumerate([9, 8, 7, 6, 5, 5, 4, 3])]
+    close_gaps(running, [0, 3, 7], block=2)
     assert sorted(at.prompt for at in running) == [1, 2, 4, 5, 6]
     assert [at.start for at in running] == [7, 8, 5, 5, 4]
 
@@ -346,12 +354,12 @@ def test_a_sequence_and_its_cache_move_together():
     rng = random.Random(0)
     for _ in range(300):
         size, block = rng.randint(1, 12), rng.randint(1, 5)
-        running = [S._Running(i, 0, rng.randint(1, 9)) for i in range(size)]
+        running = [S.Running(i, 0, rng.randint(1, 9)) for i in range(size)]
         ended = sorted(rng.sample(range(size), rng.randint(0, size)))
-        moves = S._close_gaps(running, ended, block)
-        cache = [moves.get(slot, slot) for slot in range(len(running))]     # all at once
-        assert cache == [at.prompt for at in running]
-        assert sorted(cache + ended) == list(range(size)) and set(moves) <= set(range(len(running)))
+        moves = close_gaps(running, ended, block)
+        kept = [moves.get(slot, slot) for slot in range(len(running))]      # all at once
+        assert kept == [one.prompt for one in running]
+        assert sorted(kept + ended) == list(range(size)) and set(moves) <= set(range(len(running)))
 
 
 def test_the_callers_grad_mode_is_left_alone():
@@ -370,7 +378,7 @@ def test_settings_that_cannot_be_sampled_with(change, words):
 
 
 @pytest.mark.parametrize("prompt, words", [
-    ([], "prompt 1 is empty"), ([1] * 80, "prompt 1 has 80 tokens; the model's context is 80"),
+    ([], "prompt 1 has 0 tokens"), ([1] * 80, "prompt 1 has 80 tokens; the model's context is 80"),
     ([50], "prompt 1 has a token that the model does not have")])
 def test_prompts_that_cannot_be_continued(prompt, words):
     with pytest.raises(ValueError, match=words):
@@ -390,58 +398,64 @@ def test_no_prompts_no_samples():
 
 
 # ---- the command -----------------------------------------------------------------------------
-def command(*args, **kwargs):
-    return subprocess.run([sys.executable, os.path.join(ROOT, "sample.py"), *map(str, args)],
-                          capture_output=True, text=True, **kwargs)
+def sample(folder, *flags):
+    return run(folder, "--model", GOLDEN, *flags, script="sample.py")
 
 
 @pytest.fixture
 def problems(tmp_path):
     path = tmp_path / "problems.jsonl"
-    path.write_text("".join(json.dumps({
-        "id": f"p{i}", "task": "kk", "level": 2, "gold": "A is a knight, B is a knave",
-        "prompt": "A says B is a knave. " * (1 + i % 3)}) + "\n" for i in range(40)))
+    write(path, [{"id": f"p{i}", "task": "kk", "level": 2, "gold": "A is a knight, B is a knave",
+                  "prompt": "A says B is a knave. " * (1 + i % 3)} for i in range(40)])
     return path
 
 
-def test_command_prints_a_continuation():
-    run = command("--model", GOLDEN, "--prompt", "A says", "--max-new-tokens", 8, "--temperature", 0)
-    assert run.returncode == 0, run.stderr
-    from tokenizers import Tokenizer
-    tokenizer = Tokenizer.from_file(os.path.join(GOLDEN, "tokenizer.json"))
+def test_command_prints_a_continuation(tmp_path):
+    done = sample(tmp_path, "--prompt", "A says", "--max-new-tokens", 8, "--temperature", 0)
+    assert done.returncode == 0, done.stderr
+    tokenizer = load_tokenizer(GOLDEN)
     tokens = slow_greedy(M.load(GOLDEN), tokenizer.encode("A says").ids, 8, {0, 2})
     text = tokenizer.decode(tokens, skip_special_tokens=False)
-    assert run.stdout == text and "8 tokens, cut off" in run.stderr
+    assert done.stdout == text and "8 tokens, cut off" in done.stderr
+
+
+def test_a_growing_answer_is_printed_in_whole_characters(capsys):
+    texts = {1: "a", 2: "a\ufffd", 3: "a\u00e9", 4: "a\u00e9\ufffd"}   # by number of tokens
+    tokenizer = SimpleNamespace(decode=lambda tokens, **_: texts[len(tokens)])
+    printer, shown = Printer(tokenizer), []
+    for n in range(1, 5):
+        printer.show(S.Sample([7] * n, [], False))
+        shown.append(capsys.readouterr().out)
+    assert shown == ["a", "", "\u00e9", ""]
+    printer.end(S.Sample([7] * 5, [], True))                # the stop token is not shown
+    out, err = capsys.readouterr()
+    assert out == "\ufffd" and "[5 tokens, ended" in err
 
 
 def test_command_writes_rollouts_that_verify(tmp_path, problems):
-    out = tmp_path / "r.jsonl"
-    run = command("--model", GOLDEN, "--data", problems, "--out", out, "--n", 3,
-                  "--max-new-tokens", 12, "--limit", 4)
-    assert run.returncode == 0 and "12 rollouts of 4 problems" in run.stdout, run.stderr
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    def r(*flags):
+        return sample(tmp_path, "--data", problems, "--out", "r.jsonl", "--max-new-tokens", 12,
+                      "--limit", 4, *flags)
+    done = r("--n", 3)
+    assert done.returncode == 0 and "12 rollouts of 4 problems" in done.stdout, done.stderr
+    rows = read(tmp_path / "r.jsonl")
     assert [(row["id"], row["sample"]) for row in rows] == [(f"p{i}", j) for i in range(4)
                                                             for j in range(3)]
     for row in rows:
         assert row["reward"] == 0.0 and row["gold"] and len(row["tokens"]) == len(row["logprobs"])
         assert row["finished"] == (row["tokens"][-1] in (0, 2)) and row["step"] == 0
-    again = command("--model", GOLDEN, "--data", problems, "--out", out, "--n", 3,
-                    "--max-new-tokens", 12, "--limit", 4)
+    again, other = r("--n", 3), r("--n", 2)
     assert again.returncode == 0 and "nothing to do" in again.stdout
-    other = command("--model", GOLDEN, "--data", problems, "--out", out, "--n", 2,
-                    "--max-new-tokens", 12, "--limit", 4)
     assert other.returncode == 2 and "n was 3" in other.stderr
 
 
 def test_command_killed_and_resumed_gives_the_same_file(tmp_path, problems):
-    def args(out):
-        return ("--model", GOLDEN, "--data", problems, "--out", out, "--n", 4, "--slots", 4,
-                "--max-new-tokens", 40, "--temperature", 1)
-    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    assert command(*args(whole)).returncode == 0
+    flags = ("--model", GOLDEN, "--data", problems, "--n", 4, "--slots", 4, "--max-new-tokens", 40,
+             "--temperature", 1, "--out")
+    assert sample(tmp_path, *flags, "whole.jsonl").returncode == 0
     partial = tmp_path / "killed.jsonl.partial"
-    process = subprocess.Popen([sys.executable, os.path.join(ROOT, "sample.py"),
-                                *map(str, args(killed))], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*flags, "killed.jsonl", script="sample.py"), cwd=tmp_path,
+                               stderr=subprocess.DEVNULL)
     while not partial.exists() or partial.stat().st_size < 2000:
         assert process.poll() is None
         time.sleep(0.001)
@@ -449,41 +463,69 @@ def test_command_killed_and_resumed_gives_the_same_file(tmp_path, problems):
     process.wait()
     with open(partial, "a") as file:
         file.write('{"id": "p7", "sam')                     # a line that the kill cut
-    resumed = command(*args(killed))
+    resumed = sample(tmp_path, *flags, "killed.jsonl")
     assert resumed.returncode == 0 and "rollouts are there" in resumed.stdout, resumed.stderr
-    first, second = ([json.loads(line) for line in path.read_text().splitlines()]
-                     for path in (whole, killed))
-    for a, b in zip(first, second, strict=True):            # alike up to rounding of log-probs,
+    rows = zip(read(tmp_path / "whole.jsonl"), read(tmp_path / "killed.jsonl"), strict=True)
+    for a, b in rows:                                       # alike up to rounding of log-probs,
         assert a.pop("logprobs") == pytest.approx(b.pop("logprobs"), abs=2e-5)     # see generate
         assert a == b
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("args, words", [
+def test_command_stopped_says_how_to_go_on(tmp_path, problems):
+    process = subprocess.Popen(
+        command("--model", GOLDEN, "--data", problems, "--out", "r.jsonl", "--slots", 1,
+                "--temperature", 1, "--n", 100, script="sample.py"),
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "r.jsonl.partial").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate()[1].endswith("stopped; the same command goes on from here\n")
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("flags, words", [
     (["--prompt", "x", "--nonsense", "1"], "unrecognized arguments: --nonsense"),
     (["--prompt", "x", "--n", "0"], "n = 0"), (["--prompt", ""], "the prompt is empty"),
     ([], "give either --prompt or --data"), (["--data", "x.jsonl"], "--data needs --out"),
     (["--data", "nowhere.jsonl", "--out", "x.jsonl"], "cannot read nowhere.jsonl"),
     (["--prompt", "x" * 600], "the model's context is 512"),
     (["--prompt", "x", "--dtype", "int8"], "dtype = int8")])
-def test_command_errors_are_one_line(args, words, tmp_path):
-    run = command("--model", GOLDEN, *args, cwd=tmp_path)
-    assert run.returncode == 2 and words in run.stderr and run.stderr.count("\n") == 1, run.stderr
+def test_command_errors_are_one_line(flags, words, tmp_path):
+    done = sample(tmp_path, *flags)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_rollouts_of_another_file_are_not_continued(tmp_path, problems):
+    rows = read(problems)
+
+    def rollouts(rows, name="r.jsonl"):
+        return RolloutFile(str(tmp_path / name), {"data": "d.jsonl"}, rows, 1)
+    with pytest.raises(ValueError, match="ids are not unique"):
+        rollouts(rows + rows[:1])
+    with rollouts(rows) as first:
+        first.add(rows[0], 0, S.Sample([1], [-0.5], True), "", 0.0)
+    assert rollouts(rows).missing() == ([*range(1, 40)], rows[1:])
+    with pytest.raises(ValueError, match="d.jsonl has changed since"):
+        rollouts(rows[1:])
+    (tmp_path / "foreign.jsonl").write_text("")
+    with pytest.raises(ValueError, match="does not say what made it"):
+        rollouts(rows, "foreign.jsonl")
 
 
 def test_command_names_the_file_and_line_of_a_bad_problem(tmp_path, problems):
     text = problems.read_text().splitlines()
     for line, words in (('{"id": 3', "not JSON"), ('{"id": "x"}', "not a problem")):
         problems.write_text("\n".join([text[0], "", line]))
-        run = command("--model", GOLDEN, "--data", problems, "--out", tmp_path / "r.jsonl")
-        assert run.returncode == 2 and f"{problems}:3: {words}" in run.stderr
-    assert not (tmp_path / "r.jsonl").exists()
+        done = sample(tmp_path, "--data", problems, "--out", "r.jsonl")
+        assert done.returncode == 2 and f"{problems}:3: {words}" in done.stderr
+    assert not list(tmp_path.glob("r.jsonl*"))
 
 
 def test_command_refuses_a_directory_without_tokenizer(tmp_path):
-    path = copy_golden(tmp_path / "m")
-    os.remove(os.path.join(path, "tokenizer.json"))
-    run = command("--model", path, "--prompt", "x")
-    assert run.returncode == 2 and "no tokenizer.json" in run.stderr
-    run = command("--model", tmp_path / "nowhere", "--prompt", "x")
-    assert run.returncode == 2 and "nowhere: no such directory" in run.stderr
+    os.remove(os.path.join(copy_golden(tmp_path / "m"), "tokenizer.json"))
+    for name, words in (("m", "m: no tokenizer.json"), ("nowhere", "nowhere: no such directory")):
+        done = sample(tmp_path, "--model", name, "--prompt", "x")
+        assert done.returncode == 2 and words in done.stderr

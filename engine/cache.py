@@ -1,0 +1,131 @@
+"""Memory for sampling: how many sequences fit, and what a call of `generate` keeps for the next."""
+import os
+import re
+
+import numpy
+import torch
+
+PAGE = 64                   # tokens of a sequence whose keys and values lie together
+CPU_SLOTS = 1024            # sequences at once on a CPU; more of them gain little
+PREFILL_TOKENS = 8192       # prompt tokens, padding included, that are computed at once
+BLOCK = 256                 # slots of a CPU that are kept in order of length, see `close_gaps`
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could still take."""
+    if device.type == "cuda":
+        return int(0.95 * torch.cuda.mem_get_info(device)[0])   # kernels and gaps take some
+    with open("/proc/meminfo") as file:
+        return int(re.search(r"MemAvailable:\s+(\d+)", file.read())[1]) * 1024
+
+
+def slot_bytes(config, length: int, dtype) -> int:
+    """Memory to sample one sequence of up to this length."""
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return (per_token * dtype.itemsize * -(-length // PAGE) * PAGE      # keys and values
+            + 24 * config.vocab_size)               # logits, probabilities; in and out of graphs
+
+
+def slots_that_fit(model, length: int, wanted: int) -> int:
+    """How many sequences of this length the free memory holds, and at most `wanted`."""
+    config, weight = model.config, model.head_weight
+    dtype = model.compute_dtype or weight.dtype
+    per_slot = slot_bytes(config, length, dtype)
+    if weight.is_cuda:
+        torch.cuda.empty_cache()                            # what training has left is free too
+        free = 0.9 * torch.cuda.mem_get_info(weight.device)[0]
+        if dtype != weight.dtype:                           # for `model_to_read`
+            free -= sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    else:
+        free = 0.7 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        wanted = min(wanted, CPU_SLOTS)
+    free -= slot_bytes(config, PREFILL_TOKENS, dtype)
+    if free < per_slot:
+        raise ValueError(f"the cache of one sequence of {length} tokens needs"
+                         f" {per_slot / 2**30:.2f} GB; {max(0, free) / 2**30:.2f} GB are free")
+    return min(wanted, int(free // per_slot))
+
+
+def zeros(shape: tuple, dtype, device):
+    """On a CPU, memory that the system provides where it is first used: long answers are rare."""
+    if device.type == "cpu":
+        numbers = numpy.zeros((*shape, dtype.itemsize), numpy.uint8)
+        return torch.from_numpy(numbers).view(dtype).squeeze(-1)
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+# ---- weights to sample with ------------------------------------------------------------------
+def model_to_read(model):
+    """The model. Where it computes in another dtype than its weights have: a copy in that dtype."""
+    weight, dtype = model.head_weight, model.compute_dtype or model.head_weight.dtype
+    if dtype == weight.dtype:
+        return model
+    with torch.device("meta"):
+        copy = type(model)(model.config)
+    copy._apply(lambda p: torch.empty(p.shape, dtype=dtype, device=weight.device))
+    copy.vocab = model.vocab
+    return copy
+
+
+def refresh(copy, model) -> None:
+    """Training has moved the weights. Copy them again, in place: graphs read from that place."""
+    if copy is not model:
+        with torch.no_grad():
+            torch._foreach_copy_(list(copy.parameters()), list(model.parameters()))
+
+
+# ---- slots -----------------------------------------------------------------------------------
+def slots_for(model, make, size: int | None, wanted: int, length: int, new: int, *drawing):
+    """Slots for `wanted` sequences of at most `length` tokens, `new` of them drawn.
+
+    Where they serve, those that an earlier call left on the model: their memory is warm, and on
+    CUDA their graphs are worth seconds. They are taken off the model, so that a call within a call
+    makes its own. Otherwise new ones: make(model, size, length, new, *drawing).
+    """
+    slots, weight = model.__dict__.pop("slots", None), model.head_weight
+    # A model that was moved or cast has its weights elsewhere than the graphs would look.
+    made_for = drawing, size, model.vocab, model.compute_dtype, weight.dtype, weight.data_ptr()
+    if slots is None or slots.made_for != made_for or any(
+            needed > there for needed, there in zip((wanted, length, new), slots.made_up_to)):
+        slots = None                            # its memory, before new is taken
+        size = min(wanted, size or slots_that_fit(model, length, wanted))
+        with torch.inference_mode(False):       # Weights that the kernels join can then be trained.
+            slots = make(model, size, length, new, *drawing)
+        slots.made_for, slots.made_up_to = made_for, (wanted, slots.length, new)
+    refresh(slots.model, model)
+    slots.done.fill_(True)
+    return slots
+
+
+def release(model) -> None:
+    """Give back the cache and the CUDA graphs that `generate` keeps for its next call."""
+    if model.__dict__.pop("slots", None) is not None and model.head_weight.is_cuda:
+        torch.cuda.empty_cache()
+
+
+def pages_in_use(lengths: list[int]) -> list[int]:
+    """For each page, one more than the last slot that has it: `Cache` in sample.py."""
+    reach = []
+    for slot in reversed(range(len(lengths))):
+        while len(reach) * PAGE < lengths[slot]:
+            reach.append(slot + 1)
+    return reach
+
+
+def close_gaps(running: list, ended: list[int], block: int) -> dict[int, int]:
+    """Take the ended sequences out of `running`, and say which others move: to slot -> from slot.
+
+    The longer sequences (those with the larger `start`) stay in front, by blocks of slots, and few
+    are moved. A gap is filled with the longest sequence of the next block, and the gap that this
+    leaves likewise. The last gap is filled with the last sequence.
+    """
+    moves = {}
+    for gap in reversed(ended):
+        while gap < len(running) - 1:
+            first = min((gap // block + 1) * block, len(running) - 1)
+            source = max(range(first, min(first + block, len(running))),
+                         key=lambda slot: (running[slot].start, slot))
+            running[gap], moves[gap] = running[source], moves.pop(source, source)
+            gap = source
+        running.pop()
+    return moves

@@ -1,0 +1,112 @@
+"""The file of sampled answers, which survives a kill; and a bar that shows how many there are."""
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+from engine.files import as_line, check_output, read_json, read_jsonl, write_json, write_jsonl
+
+
+class RolloutFile:
+    """OUT: n sampled answers to every problem, in order. While they are sampled they are in
+    OUT.partial, in the order in which they end.
+
+    A sample depends on nothing but the settings. So the same command, given again, samples what is
+    missing, and the file comes out the same. OUT.config.json tells whether it is the same command.
+
+        rollouts = RolloutFile(out, settings, problems, n)
+        with rollouts:
+            ...             # for each problem of rollouts.missing(): rollouts.add(problem, ...)
+        rollouts.finish()
+    """
+
+    def __init__(self, path: str, settings: dict, problems: list[dict], n: int):
+        self.path, self.partial, self.config = path, path + ".partial", path + ".config.json"
+        self.settings, self.problems, self.n = settings, problems, n
+        self.order = {problem["id"]: i for i, problem in enumerate(problems)}
+        self.rows = {}                                      # (id, sample) -> row
+        if len(self.order) < len(problems):
+            raise ValueError(f"{settings['data']}: problem ids are not unique")
+        self.complete = os.path.exists(path)
+        self.is_new = not self.complete and not os.path.exists(self.partial)
+        if self.is_new:
+            check_output(path)
+        else:
+            self._check_settings()
+        if self.complete:
+            print(f"{path} is complete: nothing to do")
+        elif not self.is_new:
+            self._read_partial()
+
+    def _check_settings(self) -> None:
+        try:
+            before = read_json(self.config)["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise ValueError(f"{self.path} exists, but {self.config} does not say what made it") \
+                from None
+        if other := [f"{name} was {before.get(name)!r}" for name, value in self.settings.items()
+                     if value != before.get(name)]:
+            raise ValueError(f"{self.path} was made with other settings ({', '.join(other)})")
+
+    def _read_partial(self) -> None:
+        with open(self.partial, "rb+") as file:             # A kill may have cut the last line.
+            file.truncate(file.read().rfind(b"\n") + 1)
+        self.rows = {(row["id"], row["sample"]): row
+                     for row in read_jsonl(self.partial, "id", "sample")}
+        if any(name not in self.order for name, _ in self.rows):
+            raise ValueError(f"{self.settings['data']} has changed since {self.partial} was begun")
+        if self.rows:
+            print(f"{self.partial}: {len(self.rows)} rollouts are there,"
+                  f" {len(self.missing()[1])} problems remain")
+
+    def missing(self) -> tuple[list[int], list[dict]]:
+        """The problems that lack one of their n samples: their indices in the data, and they."""
+        indices = [i for i, problem in enumerate(self.problems)
+                   if any((problem["id"], j) not in self.rows for j in range(self.n))]
+        return indices, [self.problems[i] for i in indices]
+
+    def __enter__(self):
+        if self.is_new:
+            write_json(self.config, {"command": sys.argv, "settings": self.settings})
+        self.file = open(self.partial, "a", encoding="utf-8")
+        self.start, self.tokens = time.perf_counter(), 0
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+
+    def add(self, problem: dict, number: int, sample, text: str, reward: float) -> None:
+        """Write one answer down at once, unless it was there before."""
+        self.tokens += len(sample.tokens)
+        row = {**problem, "sample": number, "response": text, "tokens": sample.tokens,
+               "logprobs": [round(x, 5) for x in sample.logprobs], "finished": sample.finished,
+               "reward": reward, "step": 0}
+        if (row["id"], number) not in self.rows:
+            self.rows[row["id"], number] = row
+            self.file.write(as_line(row))
+            self.file.flush()
+
+    def finish(self) -> None:
+        """Put all rows in order, by problem and then by sample, and say what they are like."""
+        seconds, count = time.perf_counter() - self.start, len(self.rows)
+        rows = sorted(self.rows.values(), key=lambda row: (self.order[row["id"]], row["sample"]))
+        write_jsonl(self.path, rows)
+        os.remove(self.partial)
+        print(f"{self.path}: {count} rollouts of {len(self.problems)} problems,"
+              f" reward {sum(row['reward'] for row in rows) / count:.3f},"
+              f" cut off {sum(not row['finished'] for row in rows) / count:.1%},"
+              f" mean length {sum(len(row['tokens']) for row in rows) / count:.1f} tokens,"
+              f" {self.tokens / seconds:,.0f} tokens/s")
+
+
+def with_bar(ends, total: int, shown: bool):
+    """Pass on (prompt, sample, Sample), and show how many there are and how fast they come."""
+    tokens, start = 0, time.perf_counter()
+    with tqdm(total=total, disable=not shown, unit="seq", desc="sample") as bar:
+        for i, j, sample in ends:
+            tokens += len(sample.tokens)
+            rate = tokens / (time.perf_counter() - start)
+            bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+            bar.update()
+            yield i, j, sample
