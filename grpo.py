@@ -1,474 +1,350 @@
 """GRPO with rule-based rewards: sample groups of answers, verify them, update; and again.
 
     python grpo.py --model runs/sft/model --data data/kk_train.jsonl --out runs/rl
-    torchrun --nproc-per-node 2 grpo.py --model ...
 
-For every prompt the policy draws a group of answers o_1 ... o_G, and the task's rule gives each a
-reward r. An answer is worth what it is better than its group, and its tokens are made likelier by
-that much:
+For every prompt the policy draws a group of K answers, and a rule gives each answer a reward r, 1 if
+it is right and 0 if not. An answer better than the mean of its group becomes more likely, a worse one
+less likely:
 
-    A_i = (r_i - mean r) / (std r + 1e-6)
-    loss = - mean over tokens of  min(ratio * A, clip(ratio, 1 - c, 1 + c) * A)
+    A_i   = (r_i - mean r) / (std r + 1e-6)                                       `advantages`
     ratio = p_new(token) / p_old(token)
+    loss  = - mean over tokens of  min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A)   `grpo_loss`
 
-`advantages` and `grpo_loss` are these lines. With one update per batch of answers (the default, and
-the paper's) the ratio is exactly 1: the loss is about 0 and says nothing, but its gradient is
-- mean A * grad log p, that of sft.py with A as a further weight. An answer with A = 0 has no
-gradient; it is counted, not computed.
+With one update per batch of answers (the default) the new weights are the old ones when the loss is
+computed, so the ratio is exactly 1. The loss is then about 0 and says nothing. But its gradient is
+- mean of A * grad log p: the gradient of fine-tuning on the answers, each weighted by its advantage.
+Watch the reward, not the loss.
 
-From the paper: the defaults below, read from its code where the comment says so. Not from it: the
-options, each with its own source; prompts are shuffled by (seed, epoch).
+What an answer is called on its way:
+
+    Sample      what the sampler returns: token ids, their log-probs, whether it ended by itself
+    rollout     a dictionary: the problem, the sample, its text and its reward (a line of a file)
+    Sequence    the ids of prompt and answer, and where the answer begins
+    Answer      a Sequence with an advantage and the sampler's log-prob of each token
+    groups      lists of these: [prompt][answer]
+
+Tensors of answers have shape [B, R]: B answers, R tokens of the longest one. Column 0 is the first
+token of an answer, not of its prompt; a mask is True up to the end of each answer.
+
+"The paper" is arXiv 2505.17988 with its published code. The defaults are its settings. An option that
+is not from it names its source, by its number on arXiv.
 """
-import os
-import sys
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy
+from engine.flags import limits, parse
+from engine.settings import RolloutTraining
+
+
+# Each field is a flag; the comment behind it is its --help text. More fields: engine/settings.py.
+@dataclass(kw_only=True)
+class Settings(RolloutTraining):
+    prompts: int = limits(128, at_least=1)      # problems in a step (paper: 128)
+    group: int = limits(8, at_least=2)          # answers to each (paper: 8)
+    temperature: float = limits(0.7, above=0)   # of sampling, and of the log-probs in the loss
+    updates: int = limits(1, at_least=1)        # passes over a step's answers (paper: 1)
+    minibatches: int = limits(1, at_least=1)    # updates in a pass, each on a share of the prompts
+    clip: float = limits(0.2, above=0, below=1)     # how far from 1 the ratio counts (paper: 0.2)
+    std_norm: bool = True           # divide by the group's std (paper); no: Dr. GRPO, 2503.20783
+    norm: str = limits("token", one_of=("token", "sequence", "constant"))   # token: mean over all
+    #                                 tokens (DAPO, 2503.14476; what the paper did is not known);
+    #                                 sequence: mean of the answers' means (GRPO, 2402.03300);
+    #                                 constant: sum / (answers * max_new_tokens) (Dr. GRPO)
+    kl: float = limits(0.0, at_least=0)     # weight of the k3 KL to the start (paper: 0)
+    lr: float = limits(5e-6, above=0)       # (paper: K&K 5e-6; MATH and after re-distillation 2.5e-6)
+    warmup: int = limits(8, at_least=0)     # steps before the full rate (paper: K&K 8, MATH 4)
+
+
+if __name__ == "__main__":      # before torch is imported: --help and a wrong flag answer at once
+    settings = parse(Settings, __doc__)
+
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-import cli
-import model as transformer
-from sample import (CPU_SLOTS, PREFILL_TOKENS, as_they_end, load_tokenizer, release, response_text,
-                    slot_bytes, stop_ids)
-from sft import (AT_LEAST, CHOICES, MAY_CHANGE, Order, Run, Sequence, accumulate, begin, by_level,
-                 check_keep_at, check_settings, choose_plan, command, count_for, evaluate, files_of,
-                 free_memory, learning_rate, parameters_in, read_eval, show_plan, token_weights)
-from verify import reward, styles
-
-ENOUGH = 256    # answers in the making that use a GPU well
-ROUNDS = 10     # batches of prompts drawn at most for one step that resamples equal groups
-
-
-@dataclass
-class Settings:
-    model: str                      # model directory to start from
-    data: list[str]                 # problems (JSONL; ours, or official K&K, MATH or GSM8K files)
-    out: str                        # run directory; the trained model will be in OUT/model
-    steps: int = 100                # batches of answers (paper: 100 to 150)
-    prompts: int = 128              # problems in a step (paper: 128)
-    group: int = 8                  # answers to each (paper: 8)
-    temperature: float = 0.7        # of sampling, and of the log-probs that train (paper: 0.7)
-    max_prompt_tokens: int = 1024   # problems with longer prompts are left out (paper: 1024)
-    max_new_tokens: int = 4096      # longest answer (paper: 4096)
-    template: str = "chat"          # prompts of official files: chat, base or plain
-    lr: float = 5e-6                # (paper: K&K 5e-6; MATH and after re-distillation B 2.5e-6)
-    schedule: str = "constant"      # after the warm-up (paper: constant); cosine or linear to zero
-    warmup: int = 8                 # steps before the full rate (paper: K&K 8, MATH 4)
-    beta1: float = 0.5              # AdamW (paper: 0.5, 0.999, decay 0.01)
-    beta2: float = 0.999
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0          # longest gradient (paper: 1)
-    updates: int = 1                # passes over a step's answers (paper: 1)
-    minibatches: int = 1            # updates in a pass, each on its share of the prompts (paper: 1)
-    clip: float = 0.2               # how far below 1 the ratio counts (paper: 0.2; idle here)
-    clip_high: float | None = None  # how far above 1; none: as --clip (DAPO, 2503.14476: 0.28)
-    std_norm: bool = True           # divide by the group's std (paper); no: Dr.GRPO, 2503.20783
-    norm: str = "token"             # mean over all tokens (DAPO; what the paper did is not known);
-    #                                 sequence: mean of answers' means (2402.03300); constant: sum
-    #                                 over tokens / max_new_tokens (Dr.GRPO)
-    kl: float = 0.0                 # weight of the k3 KL to the start (paper: 0; 2402.03300: 0.04)
-    entropy_bonus: float = 0.0      # weight of the entropy (paper: 0; A3C, 1602.01783)
-    cut_off: str = "zero"           # an answer cut off is worth 0 (paper); mask: and not trained on
-    #                                 (DAPO); penalty: worth - cut_off_penalty
-    cut_off_penalty: float = 0.5
-    equal_groups: str = "keep"      # whose rewards are all equal: count (paper); drop: do not;
-    #                                 resample: draw other prompts in their place (DAPO)
-    seed: int = 0
-    eval: str | None = None         # held-out problems: the share that is answered right
-    eval_every: int = 10            # steps between two measurements; first and last are always
-    eval_n: int = 1                 # samples per problem
-    eval_temperature: float = 0.0   # 0: greedy (paper)
-    eval_max_new_tokens: int = 4096     # (paper: 4096)
-    kl_every: int = 10              # steps between two measurements of the KL to the start; or 0
-    rollouts: int = -1              # write the answers of the last so many steps; -1: of all
-    texts: int = 3                  # answers of each step to write out for reading
-    save_every: int = 10            # steps between two checkpoints
-    keep: int = 2                   # checkpoints to keep; OUT/best is kept besides
-    keep_at: list[int] = field(default_factory=list)    # steps whose model stays, as OUT/step-N
-    resume: bool = False            # go on from the last checkpoint in OUT
-    micro_tokens: int = 16384       # tokens in one forward and backward pass; bounds the memory
-    pack: bool = True               # sequences end to end in one row, not padded to the longest
-    checkpointing: str = "auto"     # recompute activations: yes, no; auto: where memory is short
-    offload: bool = False           # AdamW and its state in main memory, not on the GPU
-    device: str = "auto"            # cpu, cuda; auto: cuda where there is one
-    dtype: str = "auto"             # to compute in (weights: fp32); auto: bfloat16 on cuda
+from engine.batches import Sequence, accumulate, of_each, padded, response_logprobs
+from engine.evaluate import as_rollout, as_sequence, describe, mean
+from engine.optimizer import learning_rate
+from engine.run import Clock
+from engine.tokenizer import response_text
+from engine.training import prepare_rollouts, train_command
+from sample import as_they_end, release
+from verify import reward
 
 
 # ---- the method ------------------------------------------------------------------------------
 def advantages(rewards: Tensor, std_norm: bool = True) -> Tensor:
-    """What each answer is worth beside the others to its prompt, [P, G] -> [P, G]."""
+    """How much better each answer is than its group, [prompts, K] -> [prompts, K]."""
     if rewards.shape[-1] < 2:
-        raise ValueError("a group of one has nothing to be compared with: it takes at least 2")
+        raise ValueError("a group of one has nothing to be compared with: at least 2")
     centred = rewards - rewards.mean(-1, keepdim=True)
     if std_norm:
-        centred = centred / (rewards.std(-1, keepdim=True) + 1e-6)              # unbiased (paper)
+        centred = centred / (rewards.std(-1, keepdim=True) + 1e-6)      # the unbiased std (paper)
+    # A mean may be off by rounding, but a group of equal rewards must give exactly 0.
     all_equal = (rewards == rewards[:, :1]).all(-1, keepdim=True)
-    return centred.masked_fill(all_equal, 0.0)      # exactly, where the mean may be off by rounding
+    return centred.masked_fill(all_equal, 0.0)
 
 
-def grpo_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2,
-              norm: str = "token", total: float | None = None, clip_high: float | None = None,
-              reference: Tensor | None = None, kl: float = 0.0, entropy: Tensor | None = None,
-              entropy_bonus: float = 0.0) -> Tensor:
-    """The loss of answers with token log-probs new and old [B, T], advantages [B], mask [B, T].
-    Advantages may be those of tokens, [B, T], as ppo.py has them.
+def token_weights(mask: Tensor, norm: str, denominator: float | None = None) -> Tensor:
+    """What each token counts in the loss, [B, R].
 
-    total: the count that `norm` divides by, over the whole batch where this is a part of it.
+    token: 1 / all tokens. sequence: 1 / (answers * tokens of its answer). constant: 1 / denominator.
+    Where this is a part of a minibatch, `denominator` is that of the whole minibatch (see
+    `loss_denominator`). So the losses of the parts add up to the loss of the whole.
+    In float64, so that the loss is summed in float64.
     """
-    A = advantages if advantages.dim() == 2 else advantages[:, None]
-    clip_high = clip if clip_high is None else clip_high
-    ratio = (new - old).masked_fill(~mask, 0.0).exp()                           # [B, T]
-    gain = torch.min(ratio * A, ratio.clamp(1 - clip, 1 + clip_high) * A)
-    if kl:
-        gain = gain - kl * k3(new, reference, mask)
-    if entropy_bonus:
-        gain = gain + entropy_bonus * entropy
-    return -(token_weights(mask, norm, total) * gain).sum()
+    mask = mask.double()
+    if norm == "sequence":
+        lengths = mask.sum(-1, keepdim=True)
+        return mask / lengths.clamp(min=1) / (denominator or (lengths > 0).sum().clamp(min=1))
+    if norm == "constant" and denominator is None:
+        raise ValueError("norm = constant needs the constant, as denominator")
+    return mask / (denominator or mask.sum().clamp(min=1))
+
+
+def loss_denominator(norm: str, sequences: list[Sequence], longest: int = 0) -> int:
+    """What the loss of a whole minibatch is divided by: tokens, answers, or a constant."""
+    return {"token": sum(one.trained for one in sequences), "sequence": len(sequences),
+            "constant": len(sequences) * longest}[norm]
 
 
 def k3(new: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """Schulman's estimate of KL(new, reference) from tokens drawn from new: never negative."""
+    """Schulman's estimate of KL(new, reference) from tokens drawn from new. It is never negative."""
     log_ratio = (reference - new).masked_fill(~mask, 0.0)
     return log_ratio.exp() - 1 - log_ratio
 
 
-# ---- answers ---------------------------------------------------------------------------------
-def answer(model, tokenizer, problems: dict[int, dict], step, slots, ranks, settings, show):
-    """A group of rollouts for each of the problems, [problem][group]. These are keyed by their
-    position in the endless shuffled list: the noise of an answer comes from it, seed and number.
+def grpo_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2,
+              norm: str = "token", denominator: float | None = None,
+              reference: Tensor | None = None, beta: float = 0.0) -> Tensor:
+    """The loss of answers with log-probs new and old [B, R] under the policy now and before the step.
+
+    advantages: of answers, [B], or of tokens, [B, R]. beta: weight of the KL to a reference model.
     """
-    mine = list(problems)[ranks.rank::ranks.size]
-    groups = [[None] * settings.group for _ in mine]
-    ends = as_they_end(model, [problems[at]["prompt_tokens"] for at in mine], n=settings.group,
-                       indices=mine, seed=settings.seed, max_new_tokens=settings.max_new_tokens,
-                       temperature=settings.temperature, stop=stop_ids(model, tokenizer),
-                       slots=slots)
-    for done, (i, j, sample) in enumerate(ends, 1):
-        text, problem = response_text(tokenizer, sample), problems[mine[i]]
-        groups[i][j] = {**problem, "sample": j, "response": text, "tokens": sample.tokens,
-                        "logprobs": sample.logprobs, "finished": sample.finished,
-                        "reward": reward(problem, text, sample.finished), "step": step}
-        show(done, len(mine) * settings.group)
-    return ranks.gather(groups)
+    A = advantages if advantages.dim() == 2 else advantages[:, None]
+    ratio = (new - old).masked_fill(~mask, 0.0).exp()                           # [B, R]
+    gain = torch.min(ratio * A, ratio.clamp(1 - clip, 1 + clip) * A)
+    if beta:
+        gain = gain - beta * k3(new, reference, mask)
+    return -(token_weights(mask, norm, denominator) * gain).sum()
 
 
-def worth(row: dict, settings) -> float:
-    """What an answer counts beside its group: its reward, less the penalty if it was cut off."""
-    penalised = settings.cut_off == "penalty" and not row["finished"]
-    return row["reward"] - settings.cut_off_penalty * penalised
-
-
-def is_equal(group: list[dict], settings) -> bool:
-    return len({worth(row, settings) for row in group}) == 1
-
-
-def sequence_of(row: dict) -> Sequence:
-    prompt = row["prompt_tokens"]
-    return Sequence(numpy.array(prompt + row["tokens"], dtype=numpy.int32), len(prompt))
-
-
+# ---- what an update sees ---------------------------------------------------------------------
 @dataclass
 class Answer:
-    """One answer as the update sees it."""
+    """A sampled answer that is to be trained on."""
     sequence: Sequence
-    advantage: float | Tensor       # of the answer, or of each token (ppo.py)
-    logprobs: Tensor                # of its tokens when sampled, by the sampler
+    advantage: Tensor               # of each of its tokens, [length]
+    logprobs: Tensor                # of each of its tokens, as the sampler computed them, [length]
 
 
-def to_train_on(groups: list[list[dict]], settings) -> list[list[Answer]]:
-    """The groups' answers with their advantages; without those that are not to be trained on."""
-    if not groups:
-        return []
-    values = torch.tensor([[worth(row, settings) for row in group] for group in groups])
-    return [[Answer(sequence_of(row), value, torch.tensor(row["logprobs"]))
-             for row, value in zip(group, found)
-             if row["finished"] or settings.cut_off != "mask"]
-            for group, found in zip(groups, advantages(values, settings.std_norm).tolist())]
+class Minibatch:
+    """Answers that are trained on together.
+
+    old, reference: log-probs of each answer under the policy before the step and under the model at
+    the start of the run. old is None where the policy has not moved since it sampled.
+    """
+
+    def __init__(self, answers: list[Answer], settings, statistics: Tensor):
+        everything = [answer.sequence for answer in answers]
+        self.denominator = loss_denominator(settings.norm, everything, settings.max_new_tokens)
+        if not settings.kl:     # An advantage of 0 gives no gradient: skip the answer, but count it.
+            answers = [answer for answer in answers if answer.advantage.any()]
+        self.answers, self.settings, self.statistics = answers, settings, statistics
+        self.sequences = [answer.sequence for answer in answers]
+        self.old = self.reference = None
+
+    def loss(self, policy, indices: list[int]) -> Tensor:
+        """The part that the answers with these indices have in the loss."""
+        settings, answers = self.settings, [self.answers[i] for i in indices]
+        new, mask = response_logprobs(policy, [answer.sequence for answer in answers],
+                                      settings.pack, settings.temperature)      # [B, R]
+        A = padded([answer.advantage for answer in answers], new)
+        sampled = padded([answer.logprobs for answer in answers], new)
+        old, reference = new.detach(), None                 # policy not moved: the ratio is 1
+        if self.old:
+            old = padded([self.old[i] for i in indices], new)
+        if self.reference:
+            reference = padded([self.reference[i] for i in indices], new)
+        self.observe(new.detach(), old, reference, A, sampled, mask)
+        return grpo_loss(new, old, A, mask, settings.clip, settings.norm, self.denominator,
+                         reference, settings.kl)
+
+    def observe(self, new, old, reference, A, sampled, mask) -> None:
+        """Add to the statistics: tokens, clipped tokens, gap to the sampler, KL to the reference."""
+        ratio, clip = (new - old).exp(), self.settings.clip
+        clipped = torch.where(A > 0, ratio > 1 + clip, ratio < 1 - clip)
+        kl = mask.new_zeros(()) if reference is None else k3(new, reference, mask)
+        self.statistics += torch.stack([x.double().sum() for x in (
+            mask, clipped & mask, (old - sampled).abs(), kl)])
 
 
-# ---- the update ------------------------------------------------------------------------------
-def padded(rows: list[Tensor], like: Tensor) -> Tensor:
-    """Rows of unequal length as [B, T], 0 beyond their ends."""
-    out = torch.zeros_like(like)
-    for row, values in zip(out, rows):
-        row[:len(values)] = values
-    return out
+class GRPO:
+    """The method: credit the answers, update the policy. Variants replace one of the two: ppo.py
+    has another `credit`, and does more in `update`."""
+    name, has_critic = "grpo", False
+
+    def __init__(self, settings, ranks, policy, optimizer, reference=None):
+        self.settings, self.ranks = settings, ranks
+        self.policy, self.optimizer = policy, optimizer
+        self.reference = reference              # the policy at the start, where --kl needs it
+
+    def parts(self) -> dict:
+        """What a checkpoint holds beside the policy: file -> function that returns its tensors."""
+        return {"optimizer.safetensors": self.optimizer.tensors}
+
+    def credit(self, groups: list[list[dict]]) -> list[list[Answer]]:
+        """The rollouts with their advantages: each token of an answer gets the answer's."""
+        rewards = torch.tensor([[rollout["reward"] for rollout in group] for group in groups])
+        credited = []
+        for group, row in zip(groups, advantages(rewards, self.settings.std_norm)):
+            credited.append([Answer(as_sequence(rollout), A.expand(len(rollout["tokens"])),
+                                    torch.tensor(rollout["logprobs"]))
+                             for rollout, A in zip(group, row)])
+        return credited
+
+    def split(self, groups: list[list[Answer]]) -> list[list[Answer]]:
+        """The answers of each minibatch: an equal share of the groups."""
+        share = len(groups) // self.settings.minibatches
+        return [[answer for group in groups[first:first + share] for answer in group]
+                for first in range(0, len(groups), share)]
+
+    def update(self, groups: list[list[Answer]], lr: float) -> dict:
+        """All updates of a step; what they were like, averaged over tokens or updates."""
+        settings = self.settings
+        statistics = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
+        minibatches = [Minibatch(answers, settings, statistics) for answers in self.split(groups)]
+        for minibatch in minibatches:
+            if settings.updates * settings.minibatches > 1:     # The policy will move on the way.
+                minibatch.old = self.logprobs(self.policy, minibatch.sequences)
+            if settings.kl:
+                minibatch.reference = self.logprobs(self.reference, minibatch.sequences)
+        losses, grad_norms, skipped = [], [], 0
+        for _ in range(settings.updates):
+            for minibatch in minibatches:
+                # Forward and backward: this calls minibatch.loss for a few answers at a time.
+                losses.append(accumulate(self.policy, minibatch, self.ranks, settings))
+                grad_norms.append(self.optimizer.update(lr, losses[-1]))
+                skipped += self.optimizer.skipped > 0
+        tokens, clipped, gap, kl = self.ranks.sum(statistics.tolist())
+        trained = {"loss": mean(losses), "grad_norm": mean(grad_norms), "skipped": skipped,
+                   "trained_tokens": int(tokens), "clip_fraction": clipped / max(1, tokens),
+                   "sampler_gap": gap / max(1, tokens)}
+        return trained | ({"kl": kl / max(1, tokens)} if settings.kl else {}) | {"lr": lr}
+
+    def logprobs(self, model, sequences: list[Sequence]) -> dict[int, Tensor]:
+        """log p of each answer in this process's share, by its index in the list."""
+        return of_each(lambda some: response_logprobs(model, some, self.settings.pack,
+                                                      self.settings.temperature),
+                       sequences, self.ranks, self.settings)
 
 
-def logprobs_of(model, ranks, sequences: list[Sequence], settings, forward=None) -> dict:
-    """log p (or what `forward` computes) of the responses that this process trains on, by index."""
-    found = {}
+# ---- the loop --------------------------------------------------------------------------------
+class Trainer:
+    """A run: everything around the method. job: data, policy, run directory (engine/training.py)."""
 
-    def keep(indices, logp, mask, entropy):
-        found.update((i, row[m]) for i, row, m in zip(indices, logp, mask))
-        return logp.new_zeros(())
-    with torch.no_grad():
-        accumulate(model, ranks, sequences, settings, keep, settings.temperature, forward=forward)
-    return found
+    def __init__(self, settings, ranks, dtype, method=GRPO):
+        if settings.prompts % settings.minibatches:
+            raise ValueError(f"prompts = {settings.prompts} cannot be cut into"
+                             f" {settings.minibatches} minibatches")
+        self.settings, self.ranks = settings, ranks
+        self.job = job = prepare_rollouts(settings, ranks, dtype, method.has_critic)
+        self.run, self.policy = job.run, job.model
+        reference = job.start_model() if settings.kl else None
+        self.method = method(settings, ranks, self.policy, job.optimizer, reference)
+        for name, tensors in self.method.parts().items():
+            self.run.add_part(name, tensors)
 
+    def train(self) -> None:
+        self.begin()
+        for step in self.run.steps(self.settings.steps, self.method.name):     # those not yet done
+            clock = Clock()
+            with clock("sample"):
+                groups = self.collect(step)
+            with clock("train"):
+                answers = self.method.credit(groups)
+                lr = learning_rate(self.settings, step, self.settings.steps)
+                trained = self.method.update(answers, lr)
+            with clock("measure"):
+                measured = self.measure(groups, step)
+            self.log(step, groups, trained | measured, clock.seconds)
+        self.run.finish(self.policy)
 
-def update(model, optimizer, ranks, groups: list[list[Answer]], lr: float, settings, reference):
-    """All updates of a step; what they were like, averaged over tokens or updates."""
-    s, batches = settings, []
-    share = -(-len(groups) // s.minibatches)
-    for first in range(0, len(groups), max(1, share)):
-        answers = [answer for group in groups[first:first + share] for answer in group]
-        total = len(answers) * s.max_new_tokens if s.norm == "constant" else \
-            count_for(s.norm, [a.sequence for a in answers])
-        if not (s.kl or s.entropy_bonus):                       # the others have no gradient
-            answers = [a for a in answers if torch.as_tensor(a.advantage).any()]
-        # One update: old and new are the same weights' log-probs, computed once.
-        trained = [a.sequence for a in answers]
-        old = logprobs_of(model, ranks, trained, s) if s.updates * s.minibatches > 1 else None
-        ref = logprobs_of(reference, ranks, trained, s) if s.kl else None
-        batches.append((answers, total, old, ref))
+    def begin(self) -> None:
+        """Unless the run goes on from a checkpoint: set its counters, and measure the start."""
+        if self.run.state["step"] == 0:
+            # With as many slots as now a resumed run will sample, too.
+            self.run.state |= {"position": 0, "samples": 0, "tokens": 0,
+                               "slots": self.job.plan.slots}
+            if self.job.held_out:
+                self.run.log({"step": 0, "eval": self.job.evaluate()})
 
-    sums = torch.zeros(4, dtype=torch.float64, device=ranks.device)     # tokens, clipped, gap, KL
-    losses, norms, skipped = [], [], 0
-    for answers, total, old, ref in batches * s.updates:
-        def loss_of(indices, new, mask, entropy):
-            before = new.detach() if old is None else padded([old[i] for i in indices], new)
-            start = None if ref is None else padded([ref[i] for i in indices], new)
-            A = padded([torch.as_tensor(answers[i].advantage).expand(len(answers[i].logprobs))
-                        for i in indices], new)                                 # [B, T]
-            with torch.no_grad():
-                sampled = padded([answers[i].logprobs for i in indices], new)
-                ratio = (new - before).exp()
-                high = s.clip if s.clip_high is None else s.clip_high
-                clipped = torch.where(A > 0, ratio > 1 + high, ratio < 1 - s.clip)
-                sums.add_(torch.stack([x.double().sum() for x in (
-                    mask, clipped & mask, (before - sampled).abs(),
-                    k3(new, start, mask) if s.kl else mask.new_zeros(()))]))
-            return grpo_loss(new, before, A, mask, s.clip, s.norm, total, s.clip_high, start, s.kl,
-                             entropy, s.entropy_bonus)
-        losses.append(accumulate(model, ranks, [a.sequence for a in answers], s, loss_of,
-                                 s.temperature, bool(s.entropy_bonus)))
-        norms.append(optimizer.update(lr, losses[-1]))
-        skipped += optimizer.skipped > 0
-    tokens, clipped, gap, kl = ranks.sum(sums.tolist())
-    found = {"loss": mean(losses), "grad_norm": mean(norms), "skipped": skipped,
-             "trained_tokens": int(tokens),
-             "clip_fraction": clipped / max(1, tokens), "sampler_gap": gap / max(1, tokens)}
-    return found | ({"kl": kl / max(1, tokens)} if s.kl else {})
+    def collect(self, step: int) -> list[list[dict]]:
+        """Sample a group of answers to each of the next problems and verify them: the rollouts.
 
+        Problems come from an endless shuffled list. The noise of an answer follows from the seed,
+        the problem's place in that list and the answer's number in its group.
+        """
+        settings, job, state = self.settings, self.job, self.run.state
+        places = range(state["position"], state["position"] + settings.prompts)
+        state["position"] = places.stop
+        mine = places[self.ranks.rank::self.ranks.size]     # the places of this process
+        problems = [job.items[job.order[place]] for place in mine]
+        groups = [[None] * settings.group for _ in problems]
+        samples = as_they_end(
+            self.policy, [problem["prompt_tokens"] for problem in problems], n=settings.group,
+            indices=mine, seed=settings.seed, max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature, stop=job.stop, slots=job.plan.slots)
+        for count, (i, j, sample) in enumerate(samples, 1):
+            text = response_text(job.tokenizer, sample)
+            r = reward(problems[i], text, sample.finished)
+            groups[i][j] = as_rollout(problems[i], j, sample, text, r, step)
+            self.run.show_sampling(count, len(mine) * settings.group)
+        if not job.plan.keep_cache:
+            release(self.policy)
+        return self.ranks.gather(groups)
 
-def mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values) if values else 0.0
+    def measure(self, groups: list[list[dict]], step: int) -> dict:
+        """The KL to the start and the accuracy on --eval, when it is time."""
+        settings, measured = self.settings, {}
+        if settings.kl_every and step % settings.kl_every == 0 and not settings.kl:
+            measured["kl"] = self.kl_to_start([one for group in groups for one in group])
+        if self.job.held_out and (step % settings.eval_every == 0 or step == settings.steps):
+            measured["eval"] = self.job.evaluate()
+            self.run.keep_best(self.policy, measured["eval"]["accuracy"])
+        return measured
 
+    def kl_to_start(self, rollouts: list[dict]) -> float:
+        """Mean over sampled tokens of k3: how far the policy that sampled is from the start."""
+        start = self.job.start_model()
+        total = tokens = 0.0
+        for i, logp in self.method.logprobs(start, [*map(as_sequence, rollouts)]).items():
+            new = torch.tensor(rollouts[i]["logprobs"])
+            total += float(k3(new, logp.cpu(), torch.ones_like(new, dtype=torch.bool)).sum())
+            tokens += len(new)
+        total, tokens = self.ranks.sum([total, tokens])
+        return total / max(1.0, tokens)
 
-def kl_to_start(reference, ranks, rows: list[dict], settings) -> float:
-    """Mean over sampled tokens of k3: how far the policy that sampled has moved from the start."""
-    total = tokens = 0.0
-    for i, start in logprobs_of(reference, ranks, [*map(sequence_of, rows)], settings).items():
-        new = torch.tensor(rows[i]["logprobs"])
-        total += float(k3(new, start.cpu(), torch.ones_like(new, dtype=torch.bool)).sum())
-        tokens += len(new)
-    total, tokens = ranks.sum([total, tokens])
-    return total / max(1.0, tokens)
-
-
-# ---- the command -----------------------------------------------------------------------------
-def check_grpo(s, smallest_group: int = 2) -> None:
-    """ValueError for settings that cannot be, before anything is loaded."""
-    check_settings(s, {**CHOICES, "norm": ("token", "sequence", "constant"),
-                       "cut_off": ("zero", "mask", "penalty"),
-                       "equal_groups": ("keep", "drop", "resample")},
-                   {**AT_LEAST, "steps": 1, "prompts": 1, "updates": 1, "minibatches": 1,
-                    "max_prompt_tokens": 1, "max_new_tokens": 1, "kl": 0, "kl_every": 0,
-                    "cut_off_penalty": 0, "rollouts": -1, "texts": 0})
-    if s.group < smallest_group:
-        raise ValueError(f"group = {s.group}: answers to a prompt are compared; at least 2")
-    if not 0 < s.temperature < float("inf"):
-        raise ValueError(f"temperature = {s.temperature}: must draw different answers")
-    check_keep_at(s, s.steps)
-    if s.prompts % s.minibatches:
-        raise ValueError(f"prompts = {s.prompts} cannot be cut into {s.minibatches} minibatches")
-    if not 0 < s.clip < 1 or not (s.clip_high is None or s.clip_high > 0):
-        raise ValueError(f"clip = {s.clip}, clip_high = {s.clip_high}: between 0 and 1, above 0")
-
-
-def read_training(settings, tokenizer) -> list[dict]:
-    """The problems of --data with their prompt_tokens; those with long prompts are left out."""
-    problems = []
-    for path in settings.data:
-        problems += cli.read_problems(path, settings.template)
-    if not problems:
-        raise ValueError(f"{' '.join(settings.data)}: no problems")
-    for problem in problems:
-        problem["prompt_tokens"] = tokenizer.encode(problem["prompt"], add_special_tokens=False).ids
-    fitting = [p for p in problems if 0 < len(p["prompt_tokens"]) <= settings.max_prompt_tokens]
-    if not fitting:
-        raise ValueError(f"none of {len(problems)} prompts has 1 to {settings.max_prompt_tokens}"
-                         " tokens")
-    if len(fitting) < len(problems):
-        print(f"{len(problems) - len(fitting)} of {len(problems)} problems are left out: prompts of"
-              f" more than {settings.max_prompt_tokens} tokens", file=sys.stderr)
-    return fitting
+    def log(self, step: int, groups: list[list[dict]], numbers: dict, seconds: dict) -> None:
+        """A line of metrics, the rollouts, and a checkpoint when it is time."""
+        state = self.run.state
+        if self.ranks.first:
+            self.run.write_rollouts(step, groups)
+        tokens = sum(len(rollout["tokens"]) for group in groups for rollout in group)
+        state["samples"] += sum(map(len, groups))
+        state["tokens"] += tokens
+        rates = {"sample": round(tokens / seconds["sample"]),
+                 "train": round(numbers["trained_tokens"] / seconds["train"])}
+        row = {"step": step, "epoch": round(state["position"] / len(self.job.items), 4),
+               "samples": state["samples"], "tokens": state["tokens"], **describe(groups),
+               **numbers, "tokens_per_second": rates,
+               "seconds": {name: round(value, 3) for name, value in seconds.items()}}
+        right = f"right {row['eval']['accuracy']:.1%}, " if "eval" in row else ""
+        self.run.end_step(row, f"reward {row['reward']:.3f}, {right}{row['length']:.0f} tokens,"
+                          f" {rates['sample']:,} tokens/s", self.policy, self.method.optimizer)
 
 
-def plan(settings, config, dtype, ranks, prompt_tokens: int, run, room: float, critic=False):
-    """Decide what `room` bytes are for: (slots to sample with, whether the sampler's cache may stay
-    while training, whether to recompute activations)."""
-    longest, each = prompt_tokens + settings.max_new_tokens, settings.prompts * settings.group
-    P = parameters_in(config)
-    slot = slot_bytes(config, longest, dtype)
-    wanted = -(-settings.prompts // ranks.size) * settings.group
-    if ranks.device.type == "cpu":
-        wanted = min(wanted, CPU_SLOTS)
-    beside = {"sampler's weights": 0 if dtype == torch.float32 else P * dtype.itemsize,
-              "reference": P * dtype.itemsize if settings.kl else 0,
-              "critic": 16 * P if critic else 0}
-    train, recompute = choose_plan(config, settings, dtype, longest, each, room,
-                                   sum(beside.values()) + min(wanted, ENOUGH) * slot)
-    sample = {"weights": train["weights"], "AdamW": train["AdamW"], **beside,
-              "prefill": slot_bytes(config, PREFILL_TOKENS, dtype)}
-    slots = min(wanted, (room - sum(train.values()) - sum(beside.values())) // slot)
-    stays = slots >= min(wanted, ENOUGH)
-    if not stays:                                           # give it back before each update
-        slots = max(1, min(wanted, (room - sum(sample.values())) // slot))
-        beside["sampler's weights"] = 0
-    slots = int(min(slots, run.state.get("slots", slots)))  # as many when it is resumed
-    run.state["slots"] = slots
-    cache = {f"cache of {slots} answers": slots * slot}
-    show_plan("sample", sample | cache, room, run.first)
-    show_plan("train", train | beside | (cache if stays else {}), room, run.first)
-    return slots, stays, recompute
-
-
-def start_model(settings, ranks, dtype):
-    """The policy as it was before the first step, to compare with."""
-    return transformer.load(settings.model, ranks.device, dtype).requires_grad_(False)
-
-
-def describe(groups: list[list[dict]], settings) -> dict:
-    """What the sampled answers of a step are like."""
-    rows = [row for group in groups for row in group]
-    lengths = [len(row["tokens"]) for row in rows]
-    return {"reward": mean(row["reward"] for row in rows),
-            "by_level": by_level(rows), "styles": styles(rows),
-            "equal_groups": mean(is_equal(group, settings) for group in groups),
-            "length": mean(lengths), "longest": max(lengths),
-            "cut_off": mean(not row["finished"] for row in rows),
-            # - log p of what was drawn: unbiased for the entropy of what it was drawn from
-            "entropy": -sum(sum(row["logprobs"]) for row in rows) / sum(lengths)}
-
-
-def write_answers(settings, step: int, groups: list[list[dict]]) -> None:
-    """The rollouts of a step as JSONL, and a few of them to read."""
-    name = os.path.join(settings.out, "{}", "step-{:06d}.{}")
-    if settings.rollouts:
-        rows = [{**row, "logprobs": [round(x, 5) for x in row["logprobs"]]}
-                for group in groups for row in group]
-        for row in rows:
-            del row["prompt_tokens"]
-        cli.write_jsonl(name.format("rollouts", step, "jsonl"), rows)
-        old = name.format("rollouts", step - settings.rollouts, "jsonl")
-        if settings.rollouts > 0 and os.path.exists(old):
-            os.remove(old)
-    if settings.texts:
-        path = name.format("texts", step, "txt")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "w", encoding="utf-8", errors="replace") as file:
-            for row in [group[0] for group in groups[:settings.texts]]:
-                file.write(f"==== {row['id']}: reward {row['reward']:g}, {len(row['tokens'])}"
-                           f" tokens{'' if row['finished'] else ', cut off'}; gold: {row['gold']}\n"
-                           f"{row['prompt']}\n---- answer\n{row['response']}\n\n")
-
-
-def train(settings, ranks, dtype, critic_of=None) -> None:
-    """The loop. critic_of: makes the critic of ppo.py, whose `credit` then takes the place of
-    `to_train_on`, and which learns after the policy."""
-    check_grpo(settings, 1 if critic_of else 2)
-    config, tokenizer = transformer.Config.load(settings.model), load_tokenizer(settings.model)
-    if settings.max_prompt_tokens + settings.max_new_tokens > config.max_position_embeddings:
-        raise ValueError(f"max_prompt_tokens + max_new_tokens = {settings.max_prompt_tokens} +"
-                         f" {settings.max_new_tokens}: the model's context is"
-                         f" {config.max_position_embeddings}")
-    problems = read_training(settings, tokenizer)
-    held_out = read_eval(settings, tokenizer, config)
-    run = Run(settings, ranks, files_of(settings), MAY_CHANGE + ("rollouts", "texts") + (
-        ("steps",) if settings.schedule == "constant" else ()))
-    longest = max(len(problem["prompt_tokens"]) for problem in problems)
-    slots, cache_stays, recompute = plan(settings, config, dtype, ranks, longest, run,
-                                        free_memory(ranks.device), bool(critic_of))
-    model, optimizer = begin(settings, ranks, run, config, None, dtype, recompute)
-    reference = start_model(settings, ranks, dtype) if settings.kl else None
-    critic = critic_of(model, ranks, settings, run) if critic_of else None
-    order = Order(len(problems), settings.seed)
-    if run.state["step"] == 0:
-        run.state |= {"position": 0, "samples": 0, "tokens": 0}
-        if held_out:
-            run.log({"step": 0, "eval": evaluate(model, tokenizer, held_out, ranks, settings)})
-
-    with tqdm(total=settings.steps, initial=run.state["step"], disable=not run.first,
-              desc="grpo") as bar:
-        shown = ""
-
-        def show(done, total):
-            if done % 64 == 0:
-                bar.set_postfix_str(f"{shown}sampling {done}/{total}")
-
-        for step in range(run.state["step"] + 1, settings.steps + 1):
-            clock = [time.perf_counter()]
-            chosen, sampled = [], []
-            for _ in range(ROUNDS if settings.equal_groups == "resample" else 1):
-                at = run.state["position"]
-                run.state["position"] += settings.prompts
-                sampled += answer(model, tokenizer, {at + i: problems[order[at + i]]
-                                                     for i in range(settings.prompts)},
-                                  step, slots, ranks, settings, show)
-                chosen = [group for group in sampled
-                          if settings.equal_groups == "keep" or not is_equal(group, settings)]
-                if len(chosen) >= settings.prompts:
-                    break
-            if not cache_stays:
-                release(model)
-            clock.append(time.perf_counter())
-
-            lr = learning_rate(step - 1, settings.steps, settings.lr, settings.schedule,
-                               settings.warmup)
-            answers = (critic.credit if critic else to_train_on)(chosen[:settings.prompts], settings)
-            trained = update(model, optimizer, ranks, answers, lr, settings, reference)
-            if critic:
-                trained |= critic.learn(answers, settings)
-            clock.append(time.perf_counter())
-
-            rows = [row for group in sampled for row in group]
-            tokens = sum(len(row["tokens"]) for row in rows)
-            run.state["samples"] += len(rows)
-            run.state["tokens"] += tokens
-            row = {"step": step, "epoch": round(run.state["position"] / len(problems), 4),
-                   "samples": run.state["samples"], "tokens": run.state["tokens"],
-                   **describe(sampled, settings), **trained, "lr": lr}
-            if settings.kl_every and step % settings.kl_every == 0 and not settings.kl:
-                row["kl"] = kl_to_start(start_model(settings, ranks, dtype), ranks, rows, settings)
-            if held_out and (step % settings.eval_every == 0 or step == settings.steps):
-                row["eval"] = evaluate(model, tokenizer, held_out, ranks, settings)
-                run.keep_best(model, row["eval"]["accuracy"])
-            if run.first:
-                write_answers(settings, step, sampled)
-            clock.append(time.perf_counter())
-            seconds = {name: after - before for name, before, after
-                       in zip(("sample", "train", "measure"), clock, clock[1:])}
-            row["seconds"] = {name: round(value, 3) for name, value in seconds.items()}
-            row["tokens_per_second"] = {"sample": round(tokens / seconds["sample"]), "train": round(
-                trained["trained_tokens"] / max(seconds["train"], 1e-9))}
-            right = f"right {row['eval']['accuracy']:.1%}, " if "eval" in row else ""
-            shown = (f"reward {row['reward']:.3f}, {right}{row['length']:.0f} tokens,"
-                     f" {row['tokens_per_second']['sample']:,} tokens/s ")
-            bar.set_postfix_str(shown, refresh=False)
-            bar.update()
-            run.end_step(row, model, optimizer, last=step == settings.steps)
-    run.finish(model)
-
-
-def main():
-    command(cli.parse(Settings, __doc__), train)
+def train(settings, ranks, dtype) -> None:
+    Trainer(settings, ranks, dtype).train()
 
 
 if __name__ == "__main__":
-    main()
+    train_command(settings, train)

@@ -1,155 +1,159 @@
-"""PPO: grpo.py with a critic that says, token by token, what an answer is worth from here on.
+"""PPO: GRPO's loop with a critic that says, token by token, what an answer is worth from here on.
 
     python ppo.py --model runs/base/model --data data/rl.jsonl --out runs/ppo
 
-GRPO compares an answer with its group and credits all its tokens alike. PPO (1707.06347) has a
-second network V, here the same transformer with one number for an output, that foretells the reward
-from the tokens so far. A token's advantage is what V has to be corrected by after it (GAE,
-1506.02438):
+GRPO compares an answer with its group and gives all its tokens the same advantage. PPO (1707.06347)
+has a second network, the critic: here the same transformer, with one number as its output. Its value
+v_t predicts, from the tokens before t, the reward that the answer will get. A token's advantage is
+how much better the answer went on than v_t predicted (GAE, 1506.02438):
 
-    d_t = r_t + gamma V_{t+1} - V_t         r_t is 0 but at the end, and so is V after the end
-    A_t = d_t + gamma lam A_{t+1}
+    d_t = r_t + gamma v_{t+1} - v_t         r_t is 0 before the last token, v is 0 after it
+    A_t = d_t + gamma lam A_{t+1}                                                     `gae`
 
-The policy's loss, its clip and its KL are grpo.py's; its loop is, too. Then V learns A_t + V_t, what
-the reward turned out to be, by the larger of two squares: the plain one, and one where V may move
-by `value_clip` only. `gae`, `value_loss` and class Critic are all the difference there is.
+The policy's loss and the loop are those of grpo.py. After the policy the critic learns A_t + v_t,
+what the reward turned out to be. Its loss is the larger of two squared errors: the plain one, and
+one where v may move from its old value by `value_clip` only (`value_loss`).
 
-Defaults are those of Echo Chamber (2504.07912) where known: 64 prompts of 8, KL 1e-3, lr 1e-6 and
-7e-6, lam 0.95. Not from it: the critic starts as the policy with an output of 0, and a group of
-one will do.
+Defaults are those of Echo Chamber (2504.07912) where they are known: 64 prompts of 8, KL 1e-3, rates
+1e-6 and 7e-6, lam 0.95. Not from it: the critic starts as the policy with an output of 0.
 """
-import copy
-import os
 from dataclasses import dataclass
 
+from engine.flags import limits, parse
+from engine.settings import RolloutTraining
+
+
+@dataclass(kw_only=True)
+class Settings(RolloutTraining):         # the rest of the settings: engine/settings.py
+    prompts: int = limits(64, at_least=1)       # problems in a step
+    group: int = limits(8, at_least=1)          # answers to each
+    updates: int = limits(2, at_least=1)        # passes over a step's answers
+    minibatches: int = limits(4, at_least=1)    # updates in a pass, each on a share of the prompts
+    kl: float = limits(1e-3, at_least=0)        # weight of the k3 KL to the start, in the loss
+    lr: float = limits(1e-6, above=0)           # of the policy
+    critic_lr: float = limits(7e-6, above=0)    # of the critic, always the same
+    gamma: float = limits(1.0, at_least=0, at_most=1)   # how much a later reward is worth
+    lam: float = limits(0.95, at_least=0, at_most=1)    # 1: use the real reward; 0: only the next v
+    value_clip: float = limits(0.2, above=0)    # how far v may move in the clipped error
+    whiten: bool = True             # advantages with mean 0 and deviation 1 over a step's tokens
+
+
+if __name__ == "__main__":      # before torch is imported: --help and a wrong flag answer at once
+    settings = parse(Settings, __doc__)
+
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-import cli
-import grpo
-from sft import AdamW, accumulate, command, laid_out
-
-
-@dataclass
-class Settings(grpo.Settings):
-    prompts: int = 64               # problems in a step
-    kl: float = 1e-3                # weight of the k3 KL to the start, in the loss
-    lr: float = 1e-6
-    updates: int = 2                # passes over a step's answers
-    minibatches: int = 4            # updates in a pass
-    critic_lr: float = 7e-6
-    gamma: float = 1.0              # how much a later reward is worth
-    lam: float = 0.95               # 1: trust the reward alone; 0: the critic's next word alone
-    value_clip: float = 0.2         # how far V may move in the clipped square
-    whiten: bool = True             # advantages with mean 0 and deviation 1 over a step's tokens
+from engine.batches import Sequence, accumulate, of_each, padded
+from engine.critic import critic_values, make_critic
+from engine.evaluate import as_sequence, mean
+from engine.optimizer import AdamW
+from engine.training import train_command
+from grpo import GRPO, Answer, Trainer
 
 
 # ---- the method ------------------------------------------------------------------------------
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
-    """Advantages of the tokens of one answer, all [T]."""
+    """The advantages of the tokens of one answer; rewards and values of each token, [length]."""
     after = torch.cat([values[1:], values.new_zeros(1)])
-    found, ahead = [], 0.0
-    for wrong_by in reversed((rewards + gamma * after - values).tolist()):      # no tensors: many
-        ahead = wrong_by + gamma * lam * ahead
-        found.append(ahead)
-    return values.new_tensor(found[::-1])
+    corrections = (rewards + gamma * after - values).tolist()       # d_t
+    advantages, ahead = [], 0.0
+    for correction in reversed(corrections):    # plain numbers: a tensor for each token is slow
+        ahead = correction + gamma * lam * ahead
+        advantages.append(ahead)
+    return values.new_tensor(advantages[::-1])
 
 
 def value_loss(new: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """Half the square error of V, the larger of plain and clipped, for each token."""
-    near = old + (new - old).clamp(-clip, clip)
-    return 0.5 * torch.max((new - returns) ** 2, (near - returns) ** 2)
+    """For each token half the squared error of its value, plain or clipped: the larger one."""
+    clipped = old + (new - old).clamp(-clip, clip)
+    return 0.5 * torch.max((new - returns) ** 2, (clipped - returns) ** 2)
 
 
-class Critic:
-    """V: the policy's own weights at the start, and a head that starts at 0."""
+@dataclass
+class ValuedAnswer(Answer):
+    """An answer with what the critic said of its tokens, and what it should have said."""
+    values: Tensor                  # [length], before the step
+    returns: Tensor                 # [length]
 
-    def __init__(self, policy, ranks, settings, run):
-        self.model, self.ranks = copy.deepcopy(policy), ranks
-        self.model.head = torch.nn.Parameter(torch.zeros(
-            policy.config.hidden_size, device=policy.head_weight.device))
-        if not policy.config.tie_word_embeddings:
-            del self.model.lm_head                          # a critic says no words
-        self.optimizer = AdamW(self.model, settings)
-        self.saved = ("critic.safetensors", "critic_optimizer.safetensors")
-        if run.checkpoint:
-            weights, state = (os.path.join(run.checkpoint, name) for name in self.saved)
-            self.model.load_state_dict(load_file(weights))
-            self.optimizer.restore(state)
-        run.also = dict(zip(self.saved, (self.model.state_dict, self.optimizer.tensors)))
 
-    def forward(self, model, sequences, pack, temperature=1.0, entropy=False):
-        """V before each token of the responses, [B, R]; the mask of real ones; nothing."""
-        tokens, where, mask, lengths = laid_out(sequences, pack, model.head.device)
-        values = (model.hidden(tokens, lengths)[:, :-1][where].float() * model.head).sum(-1)
-        return values.new_zeros(mask.shape).masked_scatter(mask, values), mask, None
+class ValueMinibatch:
+    """Answers from which the critic learns together."""
 
-    def values(self, sequences, settings) -> list[Tensor]:
-        """V before each token of every response."""
-        found = grpo.logprobs_of(self.model, self.ranks, sequences, settings, self.forward)
-        mine = [(i, values.cpu()) for i, values in found.items()]
-        return [values for _, values in sorted(self.ranks.gather(mine))]
+    def __init__(self, answers: list[ValuedAnswer], settings):
+        self.answers, self.settings = answers, settings
+        self.sequences = [answer.sequence for answer in answers]
+        self.tokens = sum(len(answer.returns) for answer in answers)
 
-    def credit(self, groups: list[list[dict]], settings) -> list[list[grpo.Answer]]:
-        """As grpo.to_train_on, with an advantage for every token."""
-        rows = [row for group in groups for row in group]
-        sequences = [grpo.sequence_of(row) for row in rows]
-        values = self.values(sequences, settings)
-        found = []
-        for row, V in zip(rows, values):
-            rewards = torch.zeros_like(V)
-            rewards[-1] = grpo.worth(row, settings)
-            found.append(gae(rewards, V, settings.gamma, settings.lam))
-        self.old, self.returns = values, [A + V for A, V in zip(found, values)]
-        if settings.whiten and found:
-            flat = torch.cat(found)
-            found = [(A - flat.mean()) / (flat.std() + 1e-8) for A in found]
-        answers = iter([grpo.Answer(sequence, A, torch.tensor(row["logprobs"]))
-                        for sequence, A, row in zip(sequences, found, rows)])
+    def loss(self, critic, indices: list[int]) -> Tensor:
+        """The part that the answers with these indices have in the loss."""
+        settings, answers = self.settings, [self.answers[i] for i in indices]
+        new, mask = critic_values(critic, [answer.sequence for answer in answers], settings.pack)
+        old = padded([answer.values for answer in answers], new)
+        returns = padded([answer.returns for answer in answers], new)
+        return (value_loss(new, old, returns, settings.value_clip) * mask).sum() / self.tokens
+
+
+# ---- the variant -----------------------------------------------------------------------------
+class PPO(GRPO):
+    """GRPO with a critic: another `credit`, and after the policy's update the critic's."""
+    name, has_critic = "ppo", True
+
+    def __init__(self, settings, ranks, policy, optimizer, reference=None):
+        super().__init__(settings, ranks, policy, optimizer, reference)
+        self.critic = make_critic(policy)
+        self.critic_optimizer = AdamW(self.critic, settings)
+
+    def parts(self) -> dict:
+        return super().parts() | {"critic.safetensors": self.critic.state_dict,
+                                  "critic_optimizer.safetensors": self.critic_optimizer.tensors}
+
+    def credit(self, groups: list[list[dict]]) -> list[list[ValuedAnswer]]:
+        """The rollouts with an advantage for every token."""
+        settings, rows = self.settings, [row for group in groups for row in group]
+        sequences = [as_sequence(row) for row in rows]
+        values = self.values(sequences)
+        advantages = []
+        for row, v in zip(rows, values):
+            rewards = torch.zeros_like(v)
+            rewards[-1] = row["reward"]
+            advantages.append(gae(rewards, v, settings.gamma, settings.lam))
+        returns = [A + v for A, v in zip(advantages, values)]
+        if settings.whiten:
+            flat = torch.cat(advantages)
+            advantages = [(A - flat.mean()) / (flat.std() + 1e-8) for A in advantages]
+        answers = map(ValuedAnswer, sequences, advantages,
+                      [torch.tensor(row["logprobs"]) for row in rows], values, returns)
         return [[next(answers) for _ in group] for group in groups]
 
-    def learn(self, groups: list[list[grpo.Answer]], settings) -> dict:
-        """As many updates of V as the policy had; how well V foretold."""
-        s, sequences = settings, [answer.sequence for group in groups for answer in group]
-        if not sequences:                                   # --equal-groups dropped them all
-            return {"value_loss": 0.0, "value_explains": 0.0}
-        flat = torch.cat(self.returns)
-        off = torch.cat(self.old) - flat
-        share = -(-len(groups) // s.minibatches)
-        losses, batches, at = [], [], 0
-        for first in range(0, len(groups), share):
-            size = sum(map(len, groups[first:first + share]))
-            batches.append(range(at, at := at + size))
-        for which in batches * s.updates:
-            total = sum(len(self.returns[i]) for i in which)
+    def values(self, sequences: list[Sequence]) -> list[Tensor]:
+        """What the critic says of each token of every response."""
+        mine = of_each(lambda some: critic_values(self.critic, some, self.settings.pack),
+                       sequences, self.ranks, self.settings)
+        all_values = dict(self.ranks.gather([(i, values.cpu()) for i, values in mine.items()]))
+        return [all_values[i] for i in range(len(sequences))]
 
-            def loss_of(indices, new, mask, _):
-                old, returns = (grpo.padded([rows[which[i]] for i in indices], new)
-                                for rows in (self.old, self.returns))
-                return (value_loss(new, old, returns, s.value_clip) * mask).sum() / total
+    def update(self, groups: list[list[ValuedAnswer]], lr: float) -> dict:
+        return super().update(groups, lr) | self.learn(groups)
 
-            losses.append(accumulate(self.model, self.ranks, [sequences[i] for i in which], s,
-                                     loss_of, forward=self.forward))
-            self.optimizer.update(s.critic_lr, losses[-1])
-        return {"value_loss": grpo.mean(losses), "value_explains": float(
-            1 - off.var() / flat.var()) if flat.var() > 0 else 0.0}
+    def learn(self, groups: list[list[ValuedAnswer]]) -> dict:
+        """As many updates of the critic as the policy had; how good its predictions were."""
+        settings, losses = self.settings, []
+        minibatches = [ValueMinibatch(answers, settings) for answers in self.split(groups)]
+        for _ in range(settings.updates):
+            for minibatch in minibatches:
+                losses.append(accumulate(self.critic, minibatch, self.ranks, settings))
+                self.critic_optimizer.update(settings.critic_lr, losses[-1])
+        answers = [answer for group in groups for answer in group]
+        returns = torch.cat([answer.returns for answer in answers])
+        errors = torch.cat([answer.values for answer in answers]) - returns
+        explained = float(1 - errors.var() / returns.var()) if returns.var() > 0 else 0.0
+        return {"value_loss": mean(losses), "value_explains": explained}
 
 
-# ---- the command -----------------------------------------------------------------------------
 def train(settings, ranks, dtype) -> None:
-    for name, fine in (("gamma", 0 <= settings.gamma <= 1), ("lam", 0 <= settings.lam <= 1),
-                       ("critic_lr", 0 < settings.critic_lr), ("value_clip", 0 < settings.value_clip),
-                       ("cut_off", settings.cut_off != "mask"),
-                       ("equal_groups", settings.equal_groups == "keep" or settings.group > 1)):
-        if not fine:
-            raise ValueError(f"{name} = {getattr(settings, name)} cannot be used here")
-    grpo.train(settings, ranks, dtype, Critic)
-
-
-def main():
-    command(cli.parse(Settings, __doc__), train)
+    Trainer(settings, ranks, dtype, PPO).train()
 
 
 if __name__ == "__main__":
-    main()
+    train_command(settings, train)

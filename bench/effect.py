@@ -19,15 +19,15 @@ import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-import cli  # noqa: E402
-import effect  # noqa: E402
-import kk_gen  # noqa: E402
-import model as transformer  # noqa: E402
-from sample import load_tokenizer  # noqa: E402
-from sft import Sequence, response_logprobs  # noqa: E402
+import effect
+import kk_gen
+from engine.batches import Sequence, response_logprobs
+from engine.flags import parse
+from engine.tokenizer import load_tokenizer
+from model import load
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Settings:
     examples: int = 512
     few: int = 64           # of them one by one
@@ -39,7 +39,7 @@ def tiny(examples):
     """The lab's base, and worked answers to new puzzles."""
     path = os.path.join(ROOT, "assets", "tiny_base")
     tokenizer, rng, sequences = load_tokenizer(path), random.Random(0), []
-    words = kk_gen.role_words(kk_gen.ROLES[0])
+    words = kk_gen.KNIGHT_KNAVE
     for _ in range(examples):
         puzzle = kk_gen.sample_puzzle(rng, 3)
         prompt = kk_gen.compact_prompt(puzzle, "ABC", words)
@@ -47,11 +47,11 @@ def tiny(examples):
                              for step in kk_gen.chain_of_thought(puzzle, "worked"))
         prompt, response = (tokenizer.encode(text).ids for text in (prompt, response))
         sequences.append(Sequence(numpy.array(prompt + response, dtype=numpy.int32), len(prompt)))
-    return transformer.load(path), sequences
+    return load(path), sequences
 
 
 def main():
-    settings = cli.parse(Settings, __doc__)
+    settings = parse(Settings, __doc__)
     model, sequences = tiny(settings.examples)
     s = effect.Settings(model="", test="", data=[], micro_tokens=settings.micro_tokens)
     G = {name: torch.randn_like(p) / p.numel() ** 0.5 for name, p in model.named_parameters()}

@@ -27,6 +27,7 @@ their_update  transformers' forward and backward, same weights, padded, 8 at a t
 
 Warmed up; medians of three (step and effect: once); the JSON line at the end has all times.
 """
+import importlib.util
 import json
 import os
 import random
@@ -35,17 +36,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from types import SimpleNamespace
 
 import numpy
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import effect  # noqa: E402
-import grpo  # noqa: E402
-import model as M  # noqa: E402
-import sample  # noqa: E402
-import sft  # noqa: E402
+import effect
+import grpo
+import model as M
+import sample
+from engine.batches import Sequence, accumulate, response_logprobs
+from engine.evaluate import as_sequence
+from engine.memory import parameters_in, rollout_plan
+from engine.optimizer import AdamW
+from engine.processes import Ranks
+from sft import Minibatch
 
 SMOKE = os.environ.get("SMOKE") == "1"
 CUDA = torch.cuda.is_available()
@@ -100,7 +105,7 @@ def made(config, training=False):
 def weights_of(config) -> tuple[int, int]:
     """Weights that multiply every token, and those of the head."""
     head = config.vocab_size * config.hidden_size
-    return sft.parameters_in(config) - head * (1 if config.tie_word_embeddings else 2), head
+    return parameters_in(config) - head * (1 if config.tie_word_embeddings else 2), head
 
 
 def tokens_like(rng, config, n: int) -> list[int]:
@@ -175,7 +180,7 @@ def checks(rate):
         gap = logp[0, len(prompt) - 1:].cpu() - torch.tensor(found.logprobs)
         worst = max(worst, float(gap.abs().max()))
     assert worst < 0.2, f"log-probs differ by {worst}"
-    return {"greedy": "equal", "worst_logprob_gap": worst, "kernel": sample.kernel is not None}
+    return {"greedy": "equal", "worst_logprob_gap": worst, "kernel": importlib.util.find_spec("triton") is not None}
 
 
 def their_model(model, dtype):
@@ -205,7 +210,8 @@ def their_decode(rate):
 
 # ---- training --------------------------------------------------------------------------------
 def settings(**changes):
-    return grpo.Settings("", [], "", checkpointing="yes", micro_tokens=cut(16384), lr=1e-6, group=8,
+    return grpo.Settings(model="", data=[], out="", checkpointing="yes", micro_tokens=cut(16384),
+                         lr=1e-6, group=8,
                          prompts=cut(128), max_new_tokens=cut(1024), temperature=1.0, **changes)
 
 
@@ -219,7 +225,7 @@ def answers(n: int, prompt=200, new=(200, 1024)) -> list:
     rng, found = random.Random(0), []
     for _ in range(n):
         tokens = tokens_like(rng, LARGE, cut(prompt) + cut(rng.randint(*new)))
-        found.append(sft.Sequence(numpy.array(tokens, dtype=numpy.int32), cut(prompt)))
+        found.append(Sequence(numpy.array(tokens, dtype=numpy.int32), cut(prompt)))
     return found
 
 
@@ -238,12 +244,11 @@ def logprobs(rate):
 
 def update(rate):
     model, s, sequences, ranks = made(LARGE, training=True), settings(), answers(cut(256)), \
-        sft.Ranks(DEVICE)
-    optimizer, total = sft.AdamW(model, s), sft.count_for("token", sequences)
+        Ranks(DEVICE)
+    optimizer = AdamW(model, s)
 
     def gradient():
-        sft.accumulate(model, ranks, sequences, s, lambda indices, logp, mask, entropy:
-                       sft.sft_loss(logp, mask, "token", total))
+        accumulate(model, Minibatch(sequences, s), ranks, s)
     times = seconds(gradient)
     start = time.perf_counter()
     optimizer.update(1e-6, 0.0)
@@ -277,11 +282,10 @@ def their_update(rate):
 def step(config, room, rate, offload=False):
     """The second of two: the first captures the graphs. Planned by grpo.py for `room` GB."""
     model, s, rng = made(config, training=True), settings(offload=offload), random.Random(0)
-    ranks, run, (prompt, new) = sft.Ranks(DEVICE), SimpleNamespace(state={}, first=False), \
-        (cut(200), cut(1024))
-    slots, stays, model.checkpointing = grpo.plan(s, config, torch.bfloat16, ranks, prompt, run,
-                                                  room * 1e9)
-    optimizer = sft.AdamW(model, s)
+    prompt, new = cut(200), cut(1024)
+    plan = rollout_plan(s, config, torch.bfloat16, prompt, room * 1e9)
+    model.checkpointing = plan.recompute
+    method = grpo.GRPO(s, Ranks(DEVICE), model, AdamW(model, s))
     prompts = [tokens_like(rng, config, prompt) for _ in range(s.prompts)]
     stop = set(range(max(1, config.vocab_size * SCALE // 400)))
     for _ in range(2):
@@ -289,25 +293,25 @@ def step(config, room, rate, offload=False):
             torch.cuda.reset_peak_memory_stats()
         clock = [time.perf_counter()]
         found = sample.generate(model, prompts, n=s.group, max_new_tokens=new, stop=stop,
-                                slots=slots)
-        if not stays:
+                                slots=plan.slots)
+        if not plan.keep_cache:
             sample.release(model)
         clock.append(time.perf_counter())
         groups = [[{"reward": float(rng.random() < 0.5), "finished": one.finished,
                     "prompt_tokens": prompt, "tokens": one.tokens, "logprobs": one.logprobs}
                    for one in group] for prompt, group in zip(prompts, found)]
-        about = grpo.update(model, optimizer, ranks, grpo.to_train_on(groups, s), 1e-6, s, None)
+        trained = method.update(method.credit(groups), 1e-6)
         clock.append(time.perf_counter())
     rows = [row for group in groups for row in group]
     limits = {"sample": decode_limit(config, [prompt] * len(rows),
                                      [len(row["tokens"]) for row in rows], rate),
-              "train": operations(config, map(grpo.sequence_of, rows)) / rate["matrix_rate"]}
+              "train": operations(config, map(as_sequence, rows)) / rate["matrix_rate"]}
     phases = {"sample": clock[1] - clock[0], "train": clock[2] - clock[1]}
     return {"seconds": [sum(phases.values())], "limit_s": sum(limits.values()), "phases_s": phases,
             "phase_shares": {name: limits[name] / phases[name] for name in limits},
             "tokens": sum(len(row["tokens"]) for row in rows),
             "cut_off": sum(not row["finished"] for row in rows) / len(rows),
-            "sampler_gap": about["sampler_gap"], "slots": slots, "room_gb": room,
+            "sampler_gap": trained["sampler_gap"], "slots": plan.slots, "room_gb": room,
             "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if CUDA else None}
 
 
@@ -319,7 +323,7 @@ def effects(rate):
     @torch.no_grad()
     def forward():
         for group in effect.batches(sequences, s, "forward"):
-            sft.response_logprobs(model, [sequences[i] for i in group], False)
+            response_logprobs(model, [sequences[i] for i in group], False)
     passes = statistics.median(seconds(forward))
     if CUDA:
         torch.cuda.reset_peak_memory_stats()

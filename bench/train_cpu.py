@@ -23,8 +23,12 @@ from sample_cpu import compare, pair, rate
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
-import model as M  # noqa: E402
-import sft  # noqa: E402
+import model as M
+import sft
+from engine.batches import Order, accumulate
+from engine.examples import as_sequences, read_examples, train_tokenizer
+from engine.optimizer import AdamW
+from engine.processes import Ranks
 
 SHAPES = {"0.9M": M.Config(512, 128, 384, 4, 4, 2, tie_word_embeddings=True),
           "6M": M.Config(2048, 256, 704, 6, 4, 2, tie_word_embeddings=True)}
@@ -36,17 +40,20 @@ def examples(batches, vocabulary):
         subprocess.run([sys.executable, os.path.join(ROOT, "kk_gen.py"), "--people", "3-5", "--num",
                         str(11 * batches), "--seed", "0", "--template", "compact", "--cot", "table",
                         "--out", path], check=True, stdout=subprocess.DEVNULL)
-        texts = sft.read_texts([path])
+        texts = read_examples([path])
     words = [row[part] for _, row in texts for part in ("prompt", "response")]
-    sequences = sft.as_sequences(texts, sft.train_tokenizer(words, vocabulary), 0,
-                                 sft.Settings([], "", max_length=2048))
-    order = sft.Order(len(sequences), 0)
+    sequences = as_sequences(texts, train_tokenizer(words, vocabulary), 0, 2048)
+    order = Order(len(sequences), 0)
     return [[sequences[order[32 * i + j]] for j in range(32)] for i in range(batches)]
+
+
+def gradient(model, batch, settings):
+    return accumulate(model, sft.Minibatch(batch, settings), Ranks("cpu"), settings)
 
 
 def ours(model, optimizer, settings, batches):
     for batch in batches:
-        loss = sft.gradient(model, sft.Ranks("cpu"), batch, settings)
+        loss = gradient(model, batch, settings)
         optimizer.update(1e-5, loss)
     return sum(len(s.tokens) for batch in batches for s in batch)
 
@@ -82,8 +89,8 @@ def theirs(model, optimizer, batches, size, by_length):
 def measure(config, rounds, batches):
     model, reference = pair(config, torch.float32)
     reference.train()
-    batches, settings = examples(batches, config.vocab_size), sft.Settings([], "", norm="token")
-    loss = sft.gradient(model, sft.Ranks("cpu"), batches[0], settings)
+    batches, settings = examples(batches, config.vocab_size), sft.Settings(data=[], out="", norm="token")
+    loss = gradient(model, batches[0], settings)
     assert abs(loss - their_gradient(reference, batches[0], 8, True)) < 1e-4
     for name, p in model.named_parameters():
         q = reference.get_parameter(name)
@@ -91,7 +98,7 @@ def measure(config, rounds, batches):
         p.grad = q.grad = None
 
     adamw = torch.optim.AdamW(reference.parameters(), lr=1e-5, weight_decay=0.0, fused=True)
-    optimizer = sft.AdamW(model, settings)
+    optimizer = AdamW(model, settings)
     rates = {(size, by_length): rate(theirs, reference, adamw, batches[:2], size, by_length)
              for by_length in (False, True) for size in (2, 4, 8, 16, 32)}
     best = max(rates, key=rates.get)

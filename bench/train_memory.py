@@ -17,8 +17,12 @@ import numpy
 import torch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import model as M  # noqa: E402
-import sft  # noqa: E402
+import model as M
+import sft
+from engine.batches import Sequence, accumulate
+from engine.memory import training_bytes
+from engine.optimizer import AdamW
+from engine.processes import Ranks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
@@ -33,19 +37,20 @@ def peak():
 
 def measure(layers: int, recompute: bool):
     config = M.Config(151936, 896, 4864, layers, 14, 2, tie_word_embeddings=True)
-    settings = sft.Settings([], "", micro_tokens=4096)
+    settings = sft.Settings(data=[], out="", micro_tokens=4096)
     rng = random.Random(0)
-    batch = [sft.Sequence(numpy.array([rng.randrange(151936) for _ in range(512)],
-                                      dtype=numpy.int32), 100) for _ in range(8)]
-    plan = sft.memory_plan(config, settings, DTYPE, 512, 8, recompute)
+    batch = [Sequence(numpy.array([rng.randrange(151936) for _ in range(512)],
+                                  dtype=numpy.int32), 100) for _ in range(8)]
+    plan = training_bytes(config, settings, DTYPE, 512, 8, recompute)
     torch.ones(8, 8, device=DEVICE) @ torch.ones(8, 8, device=DEVICE)       # libraries, loaded
     before = peak()
     with torch.device(DEVICE):
         model = M.Transformer(config)
     model.compute_dtype, model.checkpointing = DTYPE, recompute
-    optimizer = sft.AdamW(model, settings)
+    optimizer = AdamW(model, settings)
     for _ in range(2):
-        optimizer.update(1e-6, sft.gradient(model, sft.Ranks(DEVICE), batch, settings))
+        optimizer.update(1e-6, accumulate(model, sft.Minibatch(batch, settings), Ranks(DEVICE),
+                                          settings))
     measured = peak() - before
     print(json.dumps({"layers": layers, "recompute": recompute, "planned_gb": sum(plan.values()) / 1e9,
                       "measured_gb": measured / 1e9, "ratio": measured / sum(plan.values()),

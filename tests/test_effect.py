@@ -7,18 +7,18 @@ import copy
 import itertools
 import json
 import math
-import os
 
 import numpy
 import pytest
 import torch
 
 import effect
+import engine.flags
 import model as M
+from engine.batches import Sequence, response_logprobs
+from engine.tables import answers_needed, histogram, standard_error
+from helpers import GOLDEN, read, write
 from sample import Sample
-from sft import Sequence
-
-ROOT = os.path.dirname(os.path.abspath(effect.__file__))
 
 
 def toy(vocab=40, dtype=torch.float64, seed=0, **changes):
@@ -124,17 +124,6 @@ def test_weighted_gradients_add_up():
     assert math.isclose(sizes[1], math.sqrt(effect.inner(g, g)))
 
 
-def test_adams_scale_is_that_of_the_batches():
-    """With one batch of everything, Adam's step along the gradient is its sign."""
-    model, sequences = toy(), some_sequences(n=8)
-    g = effect.weighted_gradient(model, sequences, [1 / 8] * 8, settings())
-    scale = effect.adam_scale(model, sequences, settings(adam=1))
-    for name in g:
-        real = g[name].abs() > 1e-5             # a bias of the keys has none: softmax does not see it
-        assert torch.allclose((g[name] * scale[name])[real], g[name].sign()[real], atol=2e-3)
-    assert all(real.any() for real in (g["model.norm.weight"], g["lm_head.weight"]))
-
-
 # ---- the truth it claims ---------------------------------------------------------------------
 END, LONGEST, PROMPT = 0, 3, [3, 1]
 ANSWERS = [[*body, END] for n in range(LONGEST) for body in itertools.product(range(1, 5), repeat=n)] \
@@ -152,7 +141,7 @@ def small():
 def chances(model):
     """The probability of every answer."""
     with torch.no_grad():
-        logp, _, _ = effect.response_logprobs(model, SEQUENCES, False)
+        logp, _ = response_logprobs(model, SEQUENCES, False)
     return logp.sum(-1).exp().double().numpy()
 
 
@@ -163,18 +152,19 @@ def exact_gradient(model):
 
 
 def test_effect_is_how_fast_the_reward_grows():
-    """V * step against J after a step of that size along the example's gradient."""
+    """effect * step against J after a step of that size along the example's gradient."""
     model = small()
     G = exact_gradient(model)
     J = chances(model) @ REWARDS
     assert 0.05 < J < 0.95
-    V = effect.effects(model, SEQUENCES, G, settings(method="jvp"))
+    values = effect.effects(model, SEQUENCES, G, settings(method="jvp"))
     for i in (0, 3, 10, 40):
         g = effect.weighted_gradient(model, SEQUENCES[i:i + 1], [1.0], settings())
         errors = []
         for step in (1e-5, 1e-6, 1e-7):
-            with torch.no_grad(), effect.leaning(model, lambda name, p: p + step * g[name]):
-                errors.append(abs((chances(model) @ REWARDS - J) / step - V[i]) / abs(V[i]))
+            with torch.no_grad(), effect.changed_weights(model, lambda name, p: p + step * g[name]):
+                errors.append(abs((chances(model) @ REWARDS - J) / step - values[i])
+                              / abs(values[i]))
         assert errors[2] < 1e-3 and errors[2] < errors[1] / 5 < errors[0] / 25
 
 
@@ -183,6 +173,10 @@ def rollouts(model, n, group, seed):
     p = chances(model)
     which = numpy.random.default_rng(seed).choice(len(ANSWERS), (n, group), p=p / p.sum())
     return which, torch.tensor(REWARDS[which])
+
+
+def mean_of(halves):
+    return {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
 
 
 def sampled_world(monkeypatch, model, seed):
@@ -214,7 +208,7 @@ def test_the_estimate_of_the_gradient_is_unbiased(monkeypatch):
     along = effect.effects(model, SEQUENCES, G, settings(method="jvp"))     # <grad log p, G> of each
     words, drawn = sampled_world(monkeypatch, model, seed=5)
     halves, about = effect.reward_gradient(model, [{"prompt": ""}] * 600, words, settings(group=4))
-    found = effect.inner(effect.mean_of(halves), G)
+    found = effect.inner(mean_of(halves), G)
     worth = effect.leave_one_out(torch.tensor(REWARDS[drawn[0]])).numpy()
     groups = (worth * along[drawn[0]]).mean(1)
     assert math.isclose(found, groups.mean(), rel_tol=1e-6)                 # what was meant
@@ -231,7 +225,7 @@ def test_answers_that_built_the_gradient_look_better_than_they_are(monkeypatch):
     model = small()
     words, drawn = sampled_world(monkeypatch, model, seed=7)
     halves, _ = effect.reward_gradient(model, [{"prompt": ""}] * 8, words, settings(group=4))
-    G = effect.mean_of(halves)
+    G = mean_of(halves)
     along = effect.effects(model, SEQUENCES, G, settings(method="jvp"))
     truth = effect.inner(exact_gradient(model), G)          # what A * V is on the whole
     own = (effect.leave_one_out(torch.tensor(REWARDS[drawn[0]])).numpy() * along[drawn[0]]).mean(1)
@@ -250,22 +244,22 @@ def test_how_many_answers_are_needed():
     noise = lambda n: rng.normal(size=4000) * math.sqrt(6 / n)      # noqa: E731
     cosine = lambda a, b: a @ b / math.sqrt((a @ a) * (b @ b))      # noqa: E731
     halves = numpy.mean([cosine(truth + noise(1), truth + noise(1)) for _ in range(20)])
-    more = effect.answers_needed(halves, 0.9)
+    more = answers_needed(halves, 0.9)
     found = numpy.mean([cosine(truth + noise(2 * more), truth) for _ in range(20)])
     assert abs(found - 0.9) < 0.01
-    assert effect.answers_needed(0.0) == effect.answers_needed(-0.1) == math.inf
-    assert effect.answers_needed(1.0) < 1e-6
+    assert answers_needed(0.0) == answers_needed(-0.1) == math.inf
+    assert answers_needed(1.0) < 1e-6
 
 
 # ---- tables and choices ----------------------------------------------------------------------
 def test_standard_error_counts_problems_not_copies():
     values = numpy.random.default_rng(0).normal(size=400)
     ids = [str(i) for i in range(400)]
-    single = effect.standard_error(values, ids, 0)
+    single = standard_error(values, ids, 0)
     assert abs(single / (values.std() / 20) - 1) < 0.15
-    assert math.isclose(effect.standard_error(values.repeat(3), [i for i in ids for _ in range(3)], 0),
+    assert math.isclose(standard_error(values.repeat(3), [i for i in ids for _ in range(3)], 0),
                         single, rel_tol=1e-9)
-    assert effect.standard_error(values[:2], ["a", "a"], 0) == 0.0
+    assert standard_error(values[:2], ["a", "a"], 0) == 0.0
 
 
 def test_the_best_are_chosen():
@@ -275,34 +269,29 @@ def test_the_best_are_chosen():
     def chosen(**changes):
         return [row["effect"] for row in effect.best(rows, settings(select="x", **changes))]
 
-    assert chosen(top=2) == [5.0, 4.0] and chosen(top=2, per_problem=1) == [5.0, 3.0]
     assert chosen(quantile=0.5) == [5.0, 4.0] and chosen(per_problem=1) == [5.0, 3.0, -1.0]
-    assert chosen(top=1, by="per_token") == [-1.0]
-    assert chosen(top=2, lowest=True) == [-1.0, 3.0]
+    assert chosen(quantile=0.5, per_problem=1) == [5.0, 3.0]
+    assert chosen(quantile=0.25, by="per_token") == [-1.0]
+    assert chosen(quantile=0.5, lowest=True) == [-1.0, 3.0]
 
 
 def test_the_histogram_is_on_one_axis():
-    text = effect.histogram([("low", numpy.full(50, -1.0)), ("high", numpy.full(50, 3.0))], bins=4)
+    text = histogram([("low", numpy.full(50, -1.0)), ("high", numpy.full(50, 3.0))], bins=4)
     low, high, axis = text.splitlines()
     assert low == "low   |█   |" and high == "high  |   █|" and "-1" in axis and "+3" in axis
-    effect.histogram([("same", numpy.zeros(3))])            # and no width of zero
+    histogram([("same", numpy.zeros(3))])            # and no width of zero
 
 
 # ---- the command -----------------------------------------------------------------------------
-def command(monkeypatch, capsys, *flags):
-    monkeypatch.setattr("sys.argv", ["effect.py", *map(str, flags)])
+def command(capsys, *flags):
+    """Run it in this process: exit code, and what was printed."""
+    code = 0
     try:
-        effect.main()
-        code = 0
+        settings = engine.flags.parse(effect.Settings, "", argv=[*map(str, flags)])
+        engine.flags.command(effect.main, settings)
     except SystemExit as end:
         code = end.code
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return code, *capsys.readouterr()
 
 
 @pytest.fixture
@@ -314,15 +303,15 @@ def files(tmp_path):
 
 
 def flags(test, data, *more):
-    return ("--model", os.path.join(ROOT, "tests/golden"), "--test", test, "--data", data,
+    return ("--model", GOLDEN, "--test", test, "--data", data,
             "--max-new-tokens", 4, "--group", 2, *more)
 
 
 def test_a_test_that_is_never_solved_has_no_gradient(files, monkeypatch, capsys):
-    code, _, err = command(monkeypatch, capsys, *flags(*files))
+    code, _, err = command(capsys, *flags(*files))
     assert code == 2 and "no answer to the test problems is right" in err
     monkeypatch.setattr(effect, "reward", lambda *_: 1.0)
-    code, _, err = command(monkeypatch, capsys, *flags(*files))
+    code, _, err = command(capsys, *flags(*files))
     assert code == 2 and "all answers to the test problems are right" in err
 
 
@@ -330,27 +319,25 @@ def test_a_run_by_its_words_files_and_numbers(files, tmp_path, monkeypatch, caps
     test, data = files
     coins = itertools.cycle((0.0, 1.0, 1.0))
     monkeypatch.setattr(effect, "reward", lambda *_: next(coins))
-    more = ("--out", tmp_path / "out", "--select", tmp_path / "best.jsonl", "--top", 2, "--exact",
+    more = ("--out", tmp_path / "out", "--select", tmp_path / "best.jsonl", "--quantile", 0.67, "--exact",
             "--device", "cpu")
-    code, out, err = command(monkeypatch, capsys, *flags(test, data, *more))
+    code, out, err = command(capsys, *flags(test, data, *more))
     assert code == 0, err
     assert "G from 8 answers to 4 problems" in out and "\ndata  " in out
-    rows = [json.loads(line) for line in open(tmp_path / "out/data.effects.jsonl")]
+    rows = read(tmp_path / "out/data.effects.jsonl")
     assert [row["id"] for row in rows] == ["d0", "d1", "d2"]
     assert all(abs(row["cosine"]) <= 1 and row["length"] > 1 for row in rows)
     summary = json.load(open(tmp_path / "out/summary.json"))["data"][0]
     assert math.isclose(summary["effect"], sum(row["effect"] for row in rows) / 3, rel_tol=1e-9)
-    best = [json.loads(line) for line in open(tmp_path / "best.jsonl")]
+    best = read(tmp_path / "best.jsonl")
     assert [row["effect"] for row in best] == sorted((row["effect"] for row in rows))[:0:-1]
     assert all("response" in row for row in best)           # a file to fine-tune on
     coins = itertools.cycle((0.0, 1.0, 1.0))
-    one_pass = command(monkeypatch, capsys, *flags(test, data, "--no-halves", "--device", "cpu",
+    one_pass = command(capsys, *flags(test, data, "--no-halves", "--device", "cpu",
                                                    "--out", tmp_path / "one"))
     assert one_pass[0] == 0
     found = json.load(open(tmp_path / "one/summary.json"))["data"][0]["effect"]
     assert math.isclose(found, summary["effect"], rel_tol=1e-2)
-    code, out, _ = command(monkeypatch, capsys, *flags(test, data, "--adam", 2, "--device", "cpu"))
-    assert code == 0 and "nan" not in out
 
 
 def test_mistakes_are_one_line(files, tmp_path, monkeypatch, capsys):
@@ -358,15 +345,15 @@ def test_mistakes_are_one_line(files, tmp_path, monkeypatch, capsys):
     shared = write(tmp_path / "shared.jsonl", [{"id": "t1", "prompt": "x", "response": "y"}])
     long = write(tmp_path / "long.jsonl", [{"prompt": "x" * 999, "response": "y" * 999}])
     empty = write(tmp_path / "empty.jsonl", [])
-    monkeypatch.setattr(M, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(effect, "load", lambda *a, **k: pytest.fail("a model was loaded"))
     for given, words in (
             (flags(test, shared), "t1 is a problem of"),
             (flags(test, long), "none of 1 examples"), (flags(test, empty), "no examples"),
             (flags(test, data, "--group", 1), "group = 1"),
-            (flags(test, data, "--rl", test), "is a problem of"),
-            (flags(test, data, "--top", 5), "--select FILE goes with"),
+            (flags(test, data, "--quantile", 0.5), "--select FILE goes with"),
             (flags(test, data, "--select", tmp_path / "s"), "--select FILE goes with"),
-            (flags(test, data, "--select", tmp_path / "s", "--top", 1, "--by", "cosine"), "--exact"),
+            (flags(test, data, "--select", tmp_path / "s", "--quantile", 0.1, "--by", "cosine"),
+             "--exact"),
             (flags(test, tmp_path / "none.jsonl"), "cannot read")):
-        code, _, err = command(monkeypatch, capsys, *given)
+        code, _, err = command(capsys, *given)
         assert code == 2 and words in err and err.count("\n") == 1, err

@@ -1,60 +1,21 @@
 """grpo.py: the loss by hand and by enumeration, one gradient however it is cut, runs that learn."""
 import copy
 import itertools
-import json
 import math
 import os
-import random
-import sys
 
 import numpy
 import pytest
 import torch
 
+import engine.batches
 import grpo
-import model as M
-import sft
-from test_model import naive_logprobs, tiny
-from test_sft import (ALONE, CONFIG, assert_same, finish, gradients, metrics, repeats, run, weights,
-                      write)
-
-
-def settings(**changes):
-    return grpo.Settings(**{"model": "", "data": [], "out": "", "lr": 1e-3, "temperature": 1.0,
-                            **changes})
-
-
-def random_groups(model, prompts=4, n=3, temperature=1.0, seed=0):
-    """Answers with made-up advantages, and the log-probs that the model gives them."""
-    rng, groups = random.Random(seed), []
-    for _ in range(prompts):
-        groups.append([])
-        for _ in range(n):
-            prompt, length = rng.randint(1, 9), rng.randint(1, 12)
-            tokens = torch.tensor([[rng.randrange(50) for _ in range(prompt + length)]])
-            logp = naive_logprobs(model, tokens, temperature)[0, prompt - 1:].detach()
-            sequence = sft.Sequence(tokens[0].numpy().astype(numpy.int32), prompt)
-            groups[-1].append(grpo.Answer(sequence, rng.uniform(-1, 1), logp))
-    return groups
-
-
-class Frozen:
-    """An optimizer that keeps the gradient it is given and moves nothing."""
-
-    def __init__(self, model):
-        self.model, self.seen, self.skipped = model, [], 0
-
-    def update(self, lr, loss):
-        self.seen.append(gradients(self.model))
-        for p in self.model.parameters():
-            p.grad = None
-        return 1.0
-
-
-def gradient_of(model, groups, reference=None, **changes):
-    frozen = Frozen(model)
-    found = grpo.update(model, frozen, ALONE, groups, 1e-3, settings(**changes), reference)
-    return frozen.seen, found
+from engine.batches import Sequence
+from engine.memory import rollout_plan
+from engine.optimizer import AdamW
+from helpers import (ALONE, POLICY_FLAGS, QWEN_1_5B, assert_equal_weights, assert_same, finish, gradients,
+                     gradients_of, grpo_settings, metrics, naive_logprobs, one_line, random_groups,
+                     read, repeats, run, run_here, sft_loss_one_by_one, tiny, weights, write)
 
 
 # ---- advantages ------------------------------------------------------------------------------
@@ -80,6 +41,21 @@ def test_a_group_of_one_is_refused():
         grpo.advantages(torch.zeros(3, 1))
 
 
+def test_token_weights_by_hand():
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    mask_64 = mask.double()
+    assert torch.equal(grpo.token_weights(mask, "token"), mask_64 / 3)
+    assert torch.equal(grpo.token_weights(mask, "token", denominator=6), mask_64 / 6)
+    assert grpo.token_weights(mask, "sequence").tolist() == [[0.25, 0.25, 0], [0.5, 0, 0]]
+    assert grpo.token_weights(mask, "sequence", 4).tolist() == [[1 / 8, 1 / 8, 0], [1 / 4, 0, 0]]
+    assert torch.equal(grpo.token_weights(mask, "constant", 10), mask_64 / 10)
+    with pytest.raises(ValueError, match="constant"):
+        grpo.token_weights(mask, "constant")
+    empty = torch.zeros(2, 3, dtype=torch.bool)             # nothing to train on is not 0 / 0
+    assert grpo.token_weights(empty, "token").eq(0).all()
+    assert grpo.token_weights(empty, "sequence").eq(0).all()
+
+
 # ---- the loss --------------------------------------------------------------------------------
 def test_loss_and_gradient_by_hand_on_three_tokens():
     """Two answers of 2 and 1 tokens over a vocabulary of 3; every number below is worked out."""
@@ -102,14 +78,11 @@ def test_loss_and_gradient_by_hand_on_three_tokens():
 
     def value(**changes):
         return grpo.grpo_loss(new.detach(), old, A, mask, **changes).item()
-    assert abs(value(clip=0.2, clip_high=0.3) + (1.25 * 2 + 2 - 0.8) / 3) < 1e-12
     assert abs(value(norm="sequence") + ((1.2 * 2 + 2) / 2 - 0.8) / 2) < 1e-12
-    assert abs(value(norm="constant", total=10) + (1.2 * 2 + 2 - 0.8) / 10) < 1e-12
-    entropy = doubles([0.7, 0.7], [0.7, 0.7])
-    assert abs(value(entropy=entropy, entropy_bonus=0.1) - value() + 0.1 * 0.7) < 1e-12
+    assert abs(value(norm="constant", denominator=10) + (1.2 * 2 + 2 - 0.8) / 10) < 1e-12
     ref = doubles([0.5, 0.6], [0.25, 0.9]).log()    # only the third differs
     k3 = 0.5 - 1 - math.log(0.5)
-    assert abs(value(reference=ref, kl=0.3) - value() - 0.3 * k3 / 3) < 1e-12
+    assert abs(value(reference=ref, beta=0.3) - value() - 0.3 * k3 / 3) < 1e-12
 
 
 def test_the_clip_takes_the_pessimistic_side():
@@ -125,7 +98,7 @@ def test_what_is_masked_cannot_poison_the_rest():
     new = torch.tensor([[-1.0, 1000.0], [-1.0, math.nan]], requires_grad=True)
     mask = torch.tensor([[True, False], [True, False]])
     loss = grpo.grpo_loss(new, torch.full((2, 2), -1.0), torch.ones(2), mask,
-                          reference=torch.full((2, 2), -1.0), kl=1.0)
+                          reference=torch.full((2, 2), -1.0), beta=1.0)
     loss.backward()
     assert loss.isfinite() and new.grad[:, 0].isfinite().all() and new.grad[:, 1].eq(0).all()
 
@@ -156,9 +129,10 @@ def test_policy_gradient_is_that_of_expected_reward(temperature):
 
     chances = logp.detach().exp()
     values = chances * (rewards - J.item())                 # any baseline; expectation, not samples
-    groups = [[grpo.Answer(sft.Sequence(numpy.array(prompt + a, dtype=numpy.int32), 2), float(v),
-                           torch.zeros(len(a))) for a, v in zip(answers, values)]]
-    [found], _ = gradient_of(model, groups, norm="constant", max_new_tokens=1,
+    groups = [[grpo.Answer(Sequence(numpy.array(prompt + a, dtype=numpy.int32), 2),
+                           torch.full((len(a),), float(v)), torch.zeros(len(a)))
+               for a, v in zip(answers, values)]]
+    [found], _ = gradients_of(model, groups, norm="constant", max_new_tokens=1,
                              temperature=temperature)
     assert_same({k: v * len(answers) for k, v in found.items()}, expected, 1e-6)  # fp32 advantages
 
@@ -167,10 +141,10 @@ def test_policy_gradient_is_that_of_expected_reward(temperature):
 def test_gradient_does_not_depend_on_how_the_batch_is_cut(norm):
     model = tiny(dtype=torch.float64)
     groups, reference = random_groups(model), tiny(1, torch.float64)
-    changes = {"norm": norm, "kl": 0.1, "entropy_bonus": 0.01, "temperature": 0.7}
-    [expected], about = gradient_of(model, groups, reference, pack=False, micro_tokens=1, **changes)
+    changes = {"norm": norm, "kl": 0.1, "temperature": 0.7}
+    [expected], about = gradients_of(model, groups, reference, pack=False, micro_tokens=1, **changes)
     for pack, budget in itertools.product([True, False], [30, 80, 10**6]):
-        [found], again = gradient_of(model, groups, reference, pack=pack, micro_tokens=budget,
+        [found], again = gradients_of(model, groups, reference, pack=pack, micro_tokens=budget,
                                      **changes)
         assert_same(found, expected)
         assert all(abs(about[key] - again[key]) < 1e-9 for key in about)
@@ -180,117 +154,82 @@ def test_sft_is_grpo_whose_advantages_are_one():
     model = tiny(dtype=torch.float64)
     groups = random_groups(model)
     for answer in sum(groups, []):
-        answer.advantage = 1.0
+        answer.advantage = torch.ones_like(answer.advantage)
     for norm in ("token", "sequence"):
-        [found], _ = gradient_of(model, groups, norm=norm)
-        sft.gradient(model, ALONE, [a.sequence for a in sum(groups, [])],
-                     sft.Settings(data=[], out="", norm=norm))
-        assert_same(found, gradients(model))
+        [of_grpo], _ = gradients_of(model, groups, norm=norm)
+        sft_loss_one_by_one(model, [a.sequence for a in sum(groups, [])], norm).backward()
+        assert_same(of_grpo, gradients(model))
 
 
 def test_answers_worth_nothing_are_counted_but_not_computed(monkeypatch):
     model = tiny(dtype=torch.float64)
     groups = random_groups(model)
     for answer in groups[1]:
-        answer.advantage = 0.0
-    [found], _ = gradient_of(model, groups)
-    [with_all], _ = gradient_of(model, groups, tiny(1, torch.float64), kl=1e-30)    # computes all
+        answer.advantage = torch.zeros_like(answer.advantage)
+    [found], _ = gradients_of(model, groups)
+    [with_all], _ = gradients_of(model, groups, tiny(1, torch.float64), kl=1e-30)    # computes all
     assert_same(found, with_all)
-    [fewer], _ = gradient_of(model, groups[:1] + groups[2:])
+    [fewer], _ = gradients_of(model, groups[:1] + groups[2:])
     name = next(iter(found))
     assert not torch.allclose(found[name], fewer[name], rtol=1e-3, atol=0)  # the count is smaller
     for answer in sum(groups, []):
-        answer.advantage = 0.0
-    monkeypatch.setattr(sft, "response_logprobs", lambda *a: pytest.fail("computed for nothing"))
-    [nothing], about = gradient_of(model, groups)
+        answer.advantage = torch.zeros_like(answer.advantage)
+    monkeypatch.setattr(grpo, "response_logprobs", lambda *a: pytest.fail("computed for nothing"))
+    [nothing], about = gradients_of(model, groups)
     assert all(g.eq(0).all() for g in nothing.values()) and about["loss"] == 0
 
 
-def test_the_first_update_has_ratio_one_and_later_ones_clip():
+def test_the_first_update_has_ratio_one_and_later_ones_clip(monkeypatch):
     model = tiny()
     groups, ratios, clipped, real = random_groups(model, n=6), [], [], grpo.grpo_loss
 
     def watched(new, old, A, mask, *rest):
         ratios.append((new - old).exp()[mask].detach())
-        up = A[mask] > 0
-        clipped.append(torch.where(up, ratios[-1] > 1.2, ratios[-1] < 0.8))
+        clipped.append(torch.where(A[mask] > 0, ratios[-1] > 1.2, ratios[-1] < 0.8))
         return real(new, old, A, mask, *rest)
-    grpo.grpo_loss, kept = watched, copy.deepcopy(model.state_dict())
-    try:
-        s = settings(updates=1)
-        grpo.update(model, sft.AdamW(model, s), ALONE, groups, 3e-2, s, None)
-        assert torch.cat(ratios).eq(1).all()
-        model.load_state_dict(kept)
-        ratios.clear()
-        clipped.clear()
-        s = settings(updates=3, minibatches=2)
-        found = grpo.update(model, sft.AdamW(model, s), ALONE, groups, 3e-2, s, None)
-    finally:
-        grpo.grpo_loss = real
+
+    def step(**changes):
+        settings = grpo_settings(**changes)
+        return grpo.GRPO(settings, ALONE, model, AdamW(model, settings)).update(groups, 3e-2)
+    monkeypatch.setattr(grpo, "grpo_loss", watched)
+    before = copy.deepcopy(model.state_dict())
+    step(updates=1)
+    assert torch.cat(ratios).eq(1).all()
+    model.load_state_dict(before)
+    ratios.clear()
+    clipped.clear()
+    trained = step(updates=3, minibatches=2)
     assert len(ratios) == 6 and ratios[0].eq(1).all()
     assert all((r - 1).abs().max() > 1e-3 for r in ratios[1:])      # old is from before them all
     share = torch.cat(clipped).double().mean().item()
-    assert share > 0 and abs(found["clip_fraction"] - share) < 1e-12
+    assert share > 0 and abs(trained["clip_fraction"] - share) < 1e-12
 
 
 def test_minibatches_share_the_prompts_out():
     model = tiny(dtype=torch.float64)
     groups = random_groups(model, prompts=4)
-    seen, _ = gradient_of(model, groups, minibatches=2, updates=2)
+    seen, _ = gradients_of(model, groups, minibatches=2, updates=2)
     assert len(seen) == 4
     for i, part in enumerate((groups[:2], groups[2:])):
-        [alone], _ = gradient_of(model, part)
+        [alone], _ = gradients_of(model, part)
         assert_same(seen[i], alone)
         assert_same(seen[i + 2], alone)                     # Frozen: the second pass is the first
 
 
-def rows(*rewards, finished=True):
-    return [{"reward": float(r), "finished": finished, "prompt_tokens": [1, 2], "tokens": [3, 0],
-             "logprobs": [-1.0, -2.0]} for r in rewards]
-
-
-def test_cut_off_answers():
-    group = rows(1, 0) + rows(0, 0, finished=False)
-    [plain] = grpo.to_train_on([group], settings(std_norm=False))
-    assert [a.advantage for a in plain] == [0.75, -0.25, -0.25, -0.25]
-    [masked] = grpo.to_train_on([group], settings(std_norm=False, cut_off="mask"))
-    assert [a.advantage for a in masked] == [0.75, -0.25]
-    [penal] = grpo.to_train_on([group], settings(std_norm=False, cut_off="penalty",
-                                                 cut_off_penalty=1.0))
-    assert [a.advantage for a in penal] == [1.25, 0.25, -0.75, -0.75]   # of 1, 0, -1, -1
-    both_wrong = rows(0) + rows(0, finished=False)
-    assert grpo.is_equal(both_wrong, settings())
-    assert not grpo.is_equal(both_wrong, settings(cut_off="penalty"))   # one is worth less
-    assert plain[0].sequence.tokens.tolist() == [1, 2, 3, 0] and plain[0].sequence.start == 2
-    assert grpo.to_train_on([], settings()) == []
+def test_credit_gives_every_token_its_answers_advantage():
+    group = [{"reward": r, "prompt_tokens": [1, 2], "tokens": [3] * n + [0],
+              "logprobs": [-1.0] * (n + 1)} for r, n in ((1.0, 1), (0.0, 2), (0.0, 0), (0.0, 3))]
+    method = grpo.GRPO(grpo_settings(std_norm=False), ALONE, None, None)
+    [answers] = method.credit([group])
+    assert [a.advantage.tolist() for a in answers] == [
+        [0.75] * 2, [-0.25] * 3, [-0.25], [-0.25] * 4]
+    assert answers[1].sequence.tokens.tolist() == [1, 2, 3, 3, 0] and answers[1].sequence.start == 2
+    assert answers[1].logprobs.tolist() == [-1.0] * 3
 
 
 # ---- the command -----------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A model that repeats a digit, the right one in 3 of 10 of its lessons."""
-    folder = tmp_path_factory.mktemp("toy")
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    rng, lessons = random.Random(0), repeats(400)
-    for row in lessons:
-        if rng.random() < 0.7:
-            row["response"] = f"\\boxed{{{row['prompt'][0]}}}"
-    write(folder / "lessons.jsonl", lessons)
-    write(folder / "train.jsonl", repeats(200, seed=2))
-    write(folder / "held_out.jsonl", repeats(60, seed=1))
-    made = run(folder, "--init", "config.json", "--data", "lessons.jsonl", "--out", "base", "--lr",
-               "5e-3", "--batch", "16", "--epochs", "24", "--beta2", "0.95", "--max-length", "128")
-    assert made.returncode == 0, made.stderr
-    return folder
-
-
-BASIC = ("--model", "base/model", "--data", "train.jsonl", "--prompts", "16", "--group", "8",
-         "--max-prompt-tokens", "16", "--max-new-tokens", "12", "--temperature", "1", "--lr",
-         "2e-3")
-
-
 def test_thirty_steps_learn(toy, tmp_path):
-    done = run(toy, *BASIC, "--out", tmp_path / "r", "--steps", "30", "--eval", "held_out.jsonl",
+    done = run(toy, *POLICY_FLAGS, "--out", tmp_path / "r", "--steps", "30", "--eval", "held_out.jsonl",
                "--eval-n", "4", "--eval-temperature", "1", "--eval-max-new-tokens", "12",
                "--rollouts", "3", script="grpo.py")
     assert done.returncode == 0, done.stderr
@@ -302,22 +241,21 @@ def test_thirty_steps_learn(toy, tmp_path):
                  "grad_norm", "clip_fraction", "sampler_gap", "samples", "tokens", "kl"):
         assert math.isfinite(last[name]), name
     assert last["samples"] == 30 * 16 * 8 and set(last["by_level"]) == {"0", "1"}
-    shares = last["styles"].values()
-    assert abs(sum(of["share"] for of in shares) - 1) < 1e-9
-    assert abs(sum(of["share"] * of["right"] for of in shares) - last["reward"]) < 1e-9
     assert last["entropy"] < found[1]["entropy"] and last["kl"] > 0
     assert all(row["sampler_gap"] < 1e-4 for row in found[1:])      # it trains what it sampled
     files = sorted(os.listdir(tmp_path / "r" / "rollouts"))
     assert files == [f"step-{i:06d}.jsonl" for i in (28, 29, 30)]
-    sampled = [json.loads(line) for line in open(tmp_path / "r" / "rollouts" / files[-1])]
+    sampled = read(tmp_path / "r" / "rollouts" / files[-1])
     assert len(sampled) == 128
     assert abs(sum(r["reward"] for r in sampled) / 128 - last["reward"]) < 1e-9
+    bare = [r["reward"] for r in sampled if r["response"].startswith("\\boxed")]
+    assert last["styles"]["bare"] == {"share": len(bare) / 128, "right": sum(bare) / len(bare)}
     assert {"id", "task", "prompt", "gold", "response", "tokens", "logprobs", "finished", "reward",
             "step", "sample"} <= sampled[0].keys()
     text = (tmp_path / "r" / "texts" / "step-000030.txt").read_text()
     assert sampled[0]["prompt"] in text and sampled[0]["response"] in text
 
-    past = run(toy, *BASIC, "--out", tmp_path / "r", "--steps", "30", "--eval", "held_out.jsonl",
+    past = run(toy, *POLICY_FLAGS, "--out", tmp_path / "r", "--steps", "30", "--eval", "held_out.jsonl",
                "--eval-n", "4", "--eval-temperature", "1", "--eval-max-new-tokens", "12",
                "--resume", "--keep-at", "7", script="grpo.py")
     assert past.returncode == 2 and "keep_at = [7]: the run is past that" in past.stderr
@@ -329,19 +267,18 @@ def test_thirty_steps_learn(toy, tmp_path):
 
 
 def test_killed_and_resumed_is_the_same_run_bit_by_bit(toy, tmp_path):
-    flags = (*BASIC, "--steps", "30", "--save-every", "3", "--eval", "held_out.jsonl",
+    flags = (*POLICY_FLAGS, "--steps", "30", "--save-every", "3", "--eval", "held_out.jsonl",
              "--eval-every", "7", "--eval-max-new-tokens", "12", "--kl-every", "2", "--updates",
-             "2", "--minibatches", "2", "--equal-groups", "resample", "--kl", "0.01", "--keep-at",
-             "5", "30")
+             "2", "--minibatches", "2", "--kl", "0.01", "--keep-at", "5", "30")
     finish(toy, tmp_path / "whole", *flags, script="grpo.py")
     finish(toy, tmp_path / "killed", *flags, script="grpo.py", kills=2, seed=1)
     a, b = metrics(tmp_path / "whole"), metrics(tmp_path / "killed")
     assert a == b and a[-1]["step"] == 30
     for name in ("model", "best", "step-000005", "step-000030"):
-        a, b = weights(tmp_path / "whole", name), weights(tmp_path / "killed", name)
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    early, end = weights(tmp_path / "whole", "step-000005"), weights(tmp_path / "whole")
-    assert all(torch.equal(a[key], end[key]) for key in end)            # of the step it names
+        assert_equal_weights(weights(tmp_path / "whole", name), weights(tmp_path / "killed", name))
+    early, last, end = (weights(tmp_path / "whole", name)
+                        for name in ("step-000005", "step-000030", "model"))
+    assert_equal_weights(last, end)                                     # of the step it names
     assert not any(torch.equal(early[key], end[key]) for key in end)
     for folder in ("rollouts", "texts"):
         names = sorted(os.listdir(tmp_path / "whole" / folder))
@@ -353,8 +290,8 @@ def test_killed_and_resumed_is_the_same_run_bit_by_bit(toy, tmp_path):
 
 def test_two_ranks_train_the_same_model_as_one(toy, tmp_path):
     for ranks in (1, 2):
-        done = run(toy, *BASIC, "--out", tmp_path / str(ranks), "--steps", "5", "--updates", "2",
-                   "--minibatches", "2", "--kl", "0.01", "--equal-groups", "resample", "--eval",
+        done = run(toy, *POLICY_FLAGS, "--out", tmp_path / str(ranks), "--steps", "5", "--updates", "2",
+                   "--minibatches", "2", "--kl", "0.01", "--eval",
                    "held_out.jsonl", "--eval-max-new-tokens", "12", script="grpo.py", ranks=ranks)
         assert done.returncode == 0, done.stderr
     a, b = (metrics(tmp_path / name) for name in "12")
@@ -370,50 +307,32 @@ def test_two_ranks_train_the_same_model_as_one(toy, tmp_path):
 
 
 def test_more_steps_may_be_asked_of_a_run(toy, tmp_path):
-    flags = (*BASIC, "--out", tmp_path / "r", "--save-every", "2", "--steps")
+    flags = (*POLICY_FLAGS, "--out", tmp_path / "r", "--save-every", "2", "--steps")
     assert run(toy, *flags, "2", script="grpo.py").returncode == 0
     assert run(toy, *flags, "4", "--resume", script="grpo.py").returncode == 0
     assert [row["step"] for row in metrics(tmp_path / "r")] == [1, 2, 3, 4]
-    whole = run(toy, *BASIC, "--out", tmp_path / "w", "--steps", "4", script="grpo.py")
+    whole = run(toy, *POLICY_FLAGS, "--out", tmp_path / "w", "--steps", "4", script="grpo.py")
     assert whole.returncode == 0
-    a, b = weights(tmp_path / "r"), weights(tmp_path / "w")
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert_equal_weights(weights(tmp_path / "r"), weights(tmp_path / "w"))
 
 
 def test_steps_without_a_gradient_and_prompts_too_long(toy, tmp_path):
-    """Answers of one token are all wrong; with these groups dropped, nothing is left to train on."""
+    """Answers of one token are all wrong: groups of equal rewards, and weights that do not move."""
     write(tmp_path / "data.jsonl", repeats(20) + [repeats(1)[0] | {"prompt": "1" * 40 + "="}])
-    done = run(toy, *BASIC, "--data", tmp_path / "data.jsonl", "--out", tmp_path / "r", "--steps",
-               "3", "--max-new-tokens", "1", "--equal-groups", "drop", script="grpo.py")
+    done = run(toy, *POLICY_FLAGS, "--data", tmp_path / "data.jsonl", "--out", tmp_path / "r", "--steps",
+               "3", "--max-new-tokens", "1", "--weight-decay", "0", script="grpo.py")
     assert done.returncode == 0, done.stderr
     assert "1 of 21 problems are left out" in done.stderr
     assert [(row["equal_groups"], row["grad_norm"]) for row in metrics(tmp_path / "r")] == [(1, 0)] * 3
-    a, b = weights(tmp_path / "r"), weights(toy / "base")
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert_equal_weights(weights(tmp_path / "r"), weights(toy / "base"))
 
 
-def in_process(toy, monkeypatch, out, *flags):
+def test_a_kl_weight_holds_the_policy_back(toy, tmp_path, monkeypatch):
     monkeypatch.chdir(toy)
-    monkeypatch.setattr(sys, "argv", ["grpo.py", *BASIC, "--out", str(out), *flags])
-    grpo.main()
-    return metrics(out)
-
-
-def test_options_do_what_they_say(toy, tmp_path, monkeypatch):
-    def last(name, *flags):
-        return in_process(toy, monkeypatch, tmp_path / name, "--steps", "12", "--kl-every", "6",
-                          *flags)
-    plain = last("plain")
-    held = last("kl", "--kl", "1.0")
-    assert held[-1]["kl"] < 0.5 * plain[-1]["kl"]
-    spread = last("entropy", "--entropy-bonus", "1.0")
-    assert spread[-1]["entropy"] > plain[-1]["entropy"] + 0.1
-    drawn = last("resample", "--equal-groups", "resample")
-    assert drawn[-1]["samples"] > plain[-1]["samples"]
-    # Without them in the count, the same gradient is longer.
-    first, dropped = plain[0], last("drop", "--equal-groups", "drop")[0]
-    assert first["reward"] == dropped["reward"] and 0 < first["equal_groups"] < 1
-    assert dropped["grad_norm"] > first["grad_norm"]
+    for name, kl in (("free", "0"), ("held", "1.0")):
+        run_here(grpo, *POLICY_FLAGS, "--out", tmp_path / name, "--steps", "12", "--kl-every", "6", "--kl",
+                 kl)
+    assert metrics(tmp_path / "held")[-1]["kl"] < 0.5 * metrics(tmp_path / "free")[-1]["kl"]
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -433,7 +352,6 @@ def test_options_do_what_they_say(toy, tmp_path, monkeypatch):
     (["--model", "nowhere"], "nowhere"),
     (["--clip", "1.5"], "clip = 1.5"),
     (["--norm", "mean"], "norm = mean"),
-    (["--equal-groups", "skip"], "equal_groups = skip"),
     (["--steps", "0"], "steps = 0"),
     (["--n", "8"], "--n"),
 ])
@@ -444,24 +362,27 @@ def test_mistakes_are_one_line_before_any_model_is_loaded(toy, tmp_path, monkeyp
     write(toy / "no_gold.jsonl", [problem | {"gold": None}])
     write(toy / "odd.jsonl", [problem | {"task": "chess"}])
     (toy / "broken.jsonl").write_text("{\n")
-    monkeypatch.setattr(M, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("engine.training.load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.chdir(toy)
     with pytest.raises(SystemExit) as end:
-        in_process(toy, monkeypatch, tmp_path / "never", *flags)
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and words in error and error.count("\n") == 1
+        run_here(grpo, *POLICY_FLAGS, "--out", tmp_path / "never", *flags)
+    assert end.value.code == 2 and words in one_line(capsys)
     assert not (tmp_path / "never").exists()
 
 
 # ---- memory ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("offload, card", [(False, 40e9), (True, 24e9)])
-def test_the_papers_run_fits_the_card(offload, card, capsys):
+def test_the_papers_run_fits_the_card(offload, card):
     """1.5B, fp32 masters, prompts of 1024 and answers of 4096 tokens, by the plan."""
-    from test_sft import QWEN_1_5B
-    ranks, state = sft.Ranks("cpu"), type("Run", (), {"first": True, "state": {}})()
-    slots, stays, recompute = grpo.plan(settings(offload=offload), QWEN_1_5B, torch.bfloat16, ranks,
-                                        1024, state, card)
-    lines = capsys.readouterr().err.splitlines()
-    assert slots >= 32 and recompute and not stays and state.state == {"slots": slots}
-    assert lines[0].startswith("memory to sample: weights 6.17") and "memory to train" in lines[1]
+    def plan(room, **changes):
+        return rollout_plan(grpo_settings(offload=offload), QWEN_1_5B, torch.bfloat16, 1024, room,
+                            **changes)
+    found = plan(card)
+    assert found.slots >= 32 and found.recompute and not found.keep_cache
+    assert found.lines[0].startswith("memory to sample: weights 6.17")
+    assert found.lines[1].startswith("memory to train: weights 6.17")
+    assert plan(card, slots=20).slots == 20             # as many as before it was stopped
+    assert plan(1e12).slots == 128 * 8 and plan(1e12, processes=2).slots == 64 * 8
+    assert "critic 24.70" in plan(card + 25e9, critic=True).lines[0]
     with pytest.raises(ValueError, match="does not fit"):
-        grpo.plan(settings(offload=offload), QWEN_1_5B, torch.bfloat16, ranks, 1024, state, 12e9)
+        plan(12e9)

@@ -2,7 +2,6 @@
 import copy
 import itertools
 import json
-import math
 import os
 import random
 import shutil
@@ -14,79 +13,64 @@ import time
 import numpy
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import model as M
 import sft
-from test_model import GOLDEN, TINY, naive_logprobs, tiny
-
-ROOT = os.path.dirname(os.path.abspath(M.__file__))
-ALONE = sft.Ranks("cpu")
+from engine.batches import Sequence, accumulate, response_logprobs
+from engine.examples import as_sequences, read_examples
+from engine.tokenizer import load_tokenizer
+from helpers import (ALONE, CONFIG, GOLDEN, ROOT, assert_equal_weights, assert_same, command, finish,
+                     gradients, metrics, naive_logprobs, one_line, repeats, run, run_here,
+                     sft_loss_one_by_one, size_of_metrics, tiny, weights, write)
 
 
 def settings(**changes):
     return sft.Settings(**{"data": [], "out": "", "lr": 1e-3, **changes})
 
 
+def gradient(model, sequences, settings):
+    """Accumulate the gradient of a batch, as a run does; its loss."""
+    return accumulate(model, sft.Minibatch(sequences, settings), ALONE, settings)
+
+
 def random_sequences(n=9, seed=0, longest=40):
     """Prompt lengths from 1, answers from one token; token 0 is the end and would be the pad."""
-    rng = random.Random(seed)
-    found = []
+    rng, sequences = random.Random(seed), []
     for _ in range(n):
         prompt, answer = rng.randint(1, longest // 2), rng.randint(1, longest // 2)
         tokens = [rng.choice([0, rng.randrange(50)]) for _ in range(prompt + answer - 1)] + [0]
-        found.append(sft.Sequence(numpy.array(tokens, dtype=numpy.int32), prompt))
-    return found
-
-
-def one_by_one(model, sequences, norm):
-    """The loss as its definition says, a sequence at a time, from all logits."""
-    rows = [naive_logprobs(model, torch.from_numpy(s.tokens).long()[None])[0, s.start - 1:]
-            for s in sequences]
-    if norm == "sequence":
-        return -torch.stack([row.mean() for row in rows]).mean()
-    return -torch.cat(rows).mean()
-
-
-def gradients(model):
-    found = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    return found
-
-
-def assert_same(a, b, tolerance=1e-12):
-    for name in a:
-        assert (a[name] - b[name]).abs().max() <= tolerance, name
+        sequences.append(Sequence(numpy.array(tokens, dtype=numpy.int32), prompt))
+    return sequences
 
 
 # ---- the gradient ----------------------------------------------------------------------------
 @pytest.mark.parametrize("norm", ["sequence", "token"])
 def test_gradient_is_the_definition_however_the_batch_is_cut(norm):
     model, sequences = tiny(dtype=torch.float64), random_sequences()
-    loss = one_by_one(model, sequences, norm)
+    loss = sft_loss_one_by_one(model, sequences, norm)
     loss.backward()
     expected = gradients(model)
     for pack, budget, model.checkpointing in itertools.product([True, False], [1, 50, 120, 10**6],
                                                                [True, False]):
         s = settings(norm=norm, pack=pack, micro_tokens=budget)
-        assert abs(sft.gradient(model, ALONE, sequences, s) - loss.item()) < 1e-12
+        assert abs(gradient(model, sequences, s) - loss.item()) < 1e-12
         assert_same(gradients(model), expected)
 
 
 def test_validation_loss_needs_no_gradient():
     model, sequences = tiny(dtype=torch.float64), random_sequences()
     with torch.no_grad():
-        loss = sft.gradient(model, ALONE, sequences, settings())
-    assert abs(loss - one_by_one(model, sequences, "sequence").item()) < 1e-12
+        loss = gradient(model, sequences, settings())
+    assert abs(loss - sft_loss_one_by_one(model, sequences, "sequence").item()) < 1e-12
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_end_token_is_trained_on_though_it_is_the_pad():
     """Qwen2.5 base pads with its end token: a mask made from token values forgets the end."""
-    model, s = tiny(), sft.Sequence(numpy.array([5, 6, 7, 0], dtype=numpy.int32), 2)
-    longer = sft.Sequence(numpy.array([5, 6, 7, 8, 9, 0], dtype=numpy.int32), 2)
+    model, s = tiny(), Sequence(numpy.array([5, 6, 7, 0], dtype=numpy.int32), 2)
+    longer = Sequence(numpy.array([5, 6, 7, 8, 9, 0], dtype=numpy.int32), 2)
     for pack in (True, False):
-        logp, mask, _ = sft.response_logprobs(model, [s, longer], pack)
+        logp, mask = response_logprobs(model, [s, longer], pack)
         assert mask.tolist() == [[True, True, False, False], [True] * 4]
         exact = naive_logprobs(model, torch.tensor([[5, 6, 7, 0]]))[0, 1:]
         assert (logp[0, :2] - exact).abs().max() < 1e-5 and logp[0, 2:].eq(0).all()
@@ -97,181 +81,19 @@ def test_sequences_are_left_as_they_were():
     sequences = random_sequences()
     before = copy.deepcopy(sequences)
     for pack in (True, False):
-        sft.gradient(tiny(), ALONE, sequences, settings(pack=pack))
+        gradient(tiny(), sequences, settings(pack=pack))
     assert all((a.tokens == b.tokens).all() and a.start == b.start
                for a, b in zip(sequences, before))
 
 
-def test_token_weights_by_hand():
-    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
-    mask_64 = mask.double()
-    assert torch.equal(sft.token_weights(mask, "token"), mask_64 / 3)
-    assert torch.equal(sft.token_weights(mask, "token", total=6), mask_64 / 6)
-    assert sft.token_weights(mask, "sequence").tolist() == [[0.25, 0.25, 0], [0.5, 0, 0]]
-    assert sft.token_weights(mask, "sequence", 4).tolist() == [[1 / 8, 1 / 8, 0], [1 / 4, 0, 0]]
-    assert torch.equal(sft.token_weights(mask, "constant", 10), mask_64 / 10)
-    with pytest.raises(ValueError, match="constant"):
-        sft.token_weights(mask, "constant")
-    empty = torch.zeros(2, 3, dtype=torch.bool)             # nothing to train on is not 0 / 0
-    assert sft.token_weights(empty, "token").eq(0).all()
-    assert sft.token_weights(empty, "sequence").eq(0).all()
-
-
-@pytest.mark.parametrize("pack", [True, False])
-def test_micro_batches_hold_every_sequence_once_within_the_budget(pack):
-    rng = random.Random(1)
-    for _ in range(200):
-        lengths = [rng.randint(1, 60) for _ in range(rng.randint(1, 30))]
-        budget = rng.randint(1, 200)
-        groups = sft.micro_batches(lengths, budget, pack)
-        assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-        for group in groups:
-            size = sum(lengths[i] for i in group) if pack else \
-                len(group) * max(lengths[i] for i in group)
-            assert size <= budget or len(group) == 1
-        if pack:        # first fit: no two groups could be one
-            room = sorted(sum(lengths[i] for i in group) for group in groups)
-            assert len(room) < 2 or room[0] + room[1] > budget
-
-
-def test_order_shows_every_item_once_an_epoch_and_differs_between_them():
-    order = sft.Order(10, seed=3)
-    epochs = [[order[e * 10 + i] for i in range(10)] for e in range(3)]
-    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-    again = sft.Order(10, seed=3)
-    assert [again[i] for i in (25, 3, 17)] == [epochs[2][5], epochs[0][3], epochs[1][7]]
-    assert [sft.Order(10, seed=4)[i] for i in range(10)] != epochs[0]
-
-
-# ---- optimizer -------------------------------------------------------------------------------
-def test_learning_rate_by_hand():
-    def rates(schedule, warmup, steps=4):
-        return [round(sft.learning_rate(i, steps, 1.0, schedule, warmup), 4) for i in range(steps)]
-    assert rates("constant", 0) == [1, 1, 1, 1]
-    assert rates("constant", 3) == [0.25, 0.5, 0.75, 1]
-    assert rates("linear", 0) == [1, 0.75, 0.5, 0.25]
-    assert rates("cosine", 0) == [1, round((1 + math.sqrt(0.5)) / 2, 4), 0.5, 0.1464]
-    assert rates("cosine", 2) == [0.3333, 0.6667, 1, 0.5]
-
-
-@pytest.mark.parametrize("offload", [False, True])
-def test_adamw_by_hand(offload):
-    """Epsilon outside the root, bias corrected, decay apart from the gradient, clipped before."""
-    model = tiny(dtype=torch.float64)
-    s = settings(beta1=0.5, beta2=0.9, weight_decay=0.1, clip_norm=2.0, offload=offload)
-    optimizer = sft.AdamW(model, s)
-    expected = {name: (p.detach().clone(), 0.0, 0.0) for name, p in model.named_parameters()}
-    for step in range(1, 4):
-        for p in model.parameters():
-            p.grad = torch.randn_like(p)
-        grads = {name: p.grad.clone() for name, p in model.named_parameters()}
-        length = math.sqrt(sum(float(g.square().sum()) for g in grads.values()))
-        assert abs(optimizer.update(0.01 * step, loss=0.0) - length) < 1e-9
-        for name, (w, m, v) in expected.items():
-            g = grads[name] * min(1, 2.0 / (length + 1e-6))
-            m, v = 0.5 * m + 0.5 * g, 0.9 * v + 0.1 * g * g
-            w = w * (1 - 0.01 * step * 0.1)
-            w = w - 0.01 * step * (m / (1 - 0.5**step)) / ((v / (1 - 0.9**step)).sqrt() + 1e-8)
-            expected[name] = w, m, v
-    for name, p in model.named_parameters():
-        assert (p - expected[name][0]).abs().max() < 1e-9
-        assert p.grad is None
-
-
-def test_small_steps_change_fp32_masters_under_bf16_compute():
-    """At lr 1e-6 an AdamW step is below half a bf16 ulp of most weights: bf16 masters stay."""
-    model = tiny()
-    model.compute_dtype = torch.bfloat16
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    optimizer = sft.AdamW(model, settings())
-    loss = sft.gradient(model, ALONE, random_sequences(), settings())
-    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
-    had_gradient = {name: p.grad != 0 for name, p in model.named_parameters()}
-    optimizer.update(1e-6, loss)
-    moved = [(p.detach() != before[name])[had_gradient[name] & (before[name].abs() < 1)]
-             for name, p in model.named_parameters()]
-    assert torch.cat(moved).float().mean() > 0.99
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_not_finite_changes_nothing(bad):
-    model = tiny()
-    optimizer = sft.AdamW(model, settings())
-    before = copy.deepcopy(model.state_dict())
-    for gradient, loss, skipped in ((bad, 0.0, 1), (1.0, bad, 2), (1.0, 0.0, 0)):
-        for p in model.parameters():
-            p.grad = torch.ones_like(p)
-        model.model["norm"].weight.grad[0] = gradient
-        optimizer.update(1e-3, loss)
-        assert optimizer.skipped == skipped
-        same = all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
-        assert same == (skipped > 0)
-    assert all(t.isfinite().all() for t in optimizer.tensors().values())
-
-
-# ---- memory ----------------------------------------------------------------------------------
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_planned_activations_are_those_that_autograd_keeps(recompute, dtype):
-    config = M.Config(vocab_size=100, hidden_size=64, intermediate_size=160, num_hidden_layers=6,
-                      num_attention_heads=4, num_key_value_heads=2)
-    model, kept = M.Transformer(config), {}
-    model.compute_dtype, model.checkpointing = dtype, recompute
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = tensor, storage.nbytes()     # kept alive: no address twice
-        return tensor
-    tokens = torch.randint(0, 100, (1, 512))
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        model.hidden(tokens)
-    measured = sum(size for _, size in kept.values())
-    plan = sft.memory_plan(config, settings(micro_tokens=512), dtype, 512, 1, recompute)
-    layer = 512 * (dtype.itemsize * (4 * 64 + 2 * 32 + 4 * 160) + 16 * 64)
-    # The plan adds one layer for the backward pass and, recomputing, one made again.
-    planned = plan["activations"] - layer * (1 + recompute)
-    if recompute and dtype == torch.bfloat16:
-        planned -= 2 * sum(p.numel() for p in model.parameters()) // 6      # casts of that layer
-    assert 0.9 < measured / planned < 1.1, (measured, planned)
-
-
-QWEN_1_5B = M.Config(vocab_size=151936, hidden_size=1536, intermediate_size=8960,
-                     num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
-                     tie_word_embeddings=True)
-
-
-def test_plan_of_the_real_size(capsys):
-    parts, recompute = sft.choose_plan(QWEN_1_5B, settings(), torch.bfloat16, 5000, 32, room=40e9)
-    assert recompute and 25e9 < sum(parts.values()) < 40e9
-    assert parts["weights"] == 4 * 1543714304 and parts["AdamW"] == 2 * parts["weights"]
-    offloaded, _ = sft.choose_plan(QWEN_1_5B, settings(offload=True), torch.bfloat16, 5000, 32,
-                                   room=24e9)
-    assert sum(offloaded.values()) < 24e9
-    _, recompute = sft.choose_plan(QWEN_1_5B, settings(), torch.bfloat16, 5000, 32, room=140e9)
-    assert not recompute
-    with pytest.raises(ValueError, match=r"does not fit .*--offload"):
-        sft.show_plan("train", parts, 24e9, first=True)
-    sft.show_plan("train", parts, 40e9, first=True)
-    assert "AdamW 12.35" in capsys.readouterr().err
-
-
 # ---- data ------------------------------------------------------------------------------------
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def tokenizer():
-    from sample import load_tokenizer
     return load_tokenizer(GOLDEN)
 
 
 def read(path, **changes):
     s = settings(**{"max_length": 512, **changes})
-    return sft.as_sequences(sft.read_texts([path]), tokenizer(), 0, s.max_length, s.loss_on)
+    return as_sequences(read_examples([path]), tokenizer(), 0, s.max_length, s.loss_on)
 
 
 def test_an_example_is_prompt_response_and_end(tmp_path):
@@ -295,7 +117,7 @@ def test_rollouts_train_on_the_sampled_tokens(tmp_path):
     a, b = read(write(tmp_path / "a", [row, cut]))
     assert a.tokens[a.start:].tolist() == spelled + [2] and b.tokens[b.start:].tolist() == spelled
     for wrong in ({"response": "knight"}, {"tokens": spelled + [10**6]}, {"tokens": [None]}):
-        with pytest.raises(SystemExit):
+        with pytest.raises(ValueError, match="b:1: its tokens do not spell"):
             read(write(tmp_path / "b", [row | wrong]))
     [counted] = read(write(tmp_path / "c", [row | {"tokens": 6}]))       # somebody's statistics
     assert counted.tokens[counted.start:].tolist() == tokenizer().encode("knave").ids + [0]
@@ -310,33 +132,6 @@ def test_long_examples_are_left_out_and_counted(tmp_path, capsys):
 
 
 # ---- the command -----------------------------------------------------------------------------
-CONFIG = TINY.__dict__ | {"vocab_size": 264, "hidden_size": 48, "intermediate_size": 128,
-                          "tie_word_embeddings": True, "max_position_embeddings": 128,
-                          "head_dim": 12}
-
-
-def repeats(n, seed=0):
-    """Toy problems: repeat the second digit."""
-    rng = random.Random(seed)
-    rows = []
-    for i in range(n):
-        a, b = rng.randint(0, 9), rng.randint(0, 9)
-        rows.append({"id": i, "task": "gsm8k", "level": a % 2, "prompt": f"{a},{b}=",
-                     "response": f"\\boxed{{{b}}}", "gold": str(b)})
-    return rows
-
-
-def command(folder, *flags, script="sft.py", ranks=0):
-    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"] \
-        if ranks else []
-    return [sys.executable, *launch, os.path.join(ROOT, script), *map(str, flags)]
-
-
-def run(folder, *flags, **kwargs):
-    return subprocess.run(command(folder, *flags, **kwargs), cwd=folder, capture_output=True,
-                          text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """A folder with a config, documents, and a model directory with random weights."""
@@ -354,16 +149,6 @@ BASIC = ("--init", "config.json", "--data", "docs.jsonl", "--max-length", "128",
          "--batch", "8", "--loss-on", "all")
 
 
-def metrics(out):
-    rows = [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
-    return [{key: value for key, value in row.items()
-             if key not in ("seconds", "tokens_per_second")} for row in rows]
-
-
-def weights(out, name="model"):
-    return load_file(os.path.join(out, name, "model.safetensors"))
-
-
 def test_it_learns_from_scratch_and_what_it_says_is_so(toy, tmp_path):
     done = run(toy, *BASIC, "--out", tmp_path / "r", "--epochs", "60", "--val", "held_out.jsonl",
                    "--eval", "held_out.jsonl", "--eval-every", "90", "--eval-max-new-tokens", "16",
@@ -378,10 +163,9 @@ def test_it_learns_from_scratch_and_what_it_says_is_so(toy, tmp_path):
 
     model = M.load(str(tmp_path / "r" / "model"))                     # the number, made again
     end = model.eos_ids[0]
-    from sample import load_tokenizer
-    held_out = sft.as_sequences(sft.read_texts([str(toy / "held_out.jsonl")]),
+    held_out = as_sequences(read_examples([str(toy / "held_out.jsonl")]),
                                 load_tokenizer(str(tmp_path / "r" / "model")), end, 512)
-    assert abs(one_by_one(model, held_out, "sequence").item() - rows[-1]["val_loss"]) < 1e-4
+    assert abs(sft_loss_one_by_one(model, held_out, "sequence").item() - rows[-1]["val_loss"]) < 1e-4
     kept = sorted(os.listdir(tmp_path / "r"))
     assert kept == ["best", "checkpoint-000400", "checkpoint-000450", "metrics.jsonl", "model",
                     "settings.json"]
@@ -414,29 +198,6 @@ def test_transformers_loads_what_was_made_from_scratch(toy):
     assert words.eos_token == "<|endoftext|>" and theirs.config.eos_token_id == ours.eos_ids[0]
 
 
-def finish(folder, out, *flags, script="sft.py", kills=0, seed=0):
-    """Run to the end, killed at random moments of its work on the way."""
-    rng = random.Random(seed)
-    for _ in range(kills):
-        process = subprocess.Popen(command(folder, *flags, "--out", out, "--resume", script=script),
-                                   cwd=folder, stderr=subprocess.DEVNULL,
-                                   env=os.environ | {"OMP_NUM_THREADS": "1"})
-        before, deadline = size_of(out), time.time() + 60
-        while size_of(out) == before and process.poll() is None and time.time() < deadline:
-            time.sleep(0.01)
-        time.sleep(rng.random() * 0.5)
-        process.kill()
-        process.wait()
-    done = run(folder, *flags, "--out", out, "--resume", script=script)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def size_of(out):
-    path = os.path.join(out, "metrics.jsonl")
-    return os.path.getsize(path) if os.path.exists(path) else 0
-
-
 def test_killed_and_resumed_is_the_same_run_bit_by_bit(toy, tmp_path):
     flags = (*BASIC, "--epochs", "40", "--save-every", "3", "--val", "held_out.jsonl",
              "--eval-every", "7")
@@ -445,16 +206,15 @@ def test_killed_and_resumed_is_the_same_run_bit_by_bit(toy, tmp_path):
     a, b = metrics(tmp_path / "whole"), metrics(tmp_path / "killed")
     assert a == b and a[-1]["step"] == 300
     for name in ("model", "best"):
-        a, b = weights(tmp_path / "whole", name), weights(tmp_path / "killed", name)
-        assert all(torch.equal(a[key], b[key]) for key in a)
+        assert_equal_weights(weights(tmp_path / "whole", name), weights(tmp_path / "killed", name))
     assert not [name for name in os.listdir(tmp_path / "killed") if "partial" in name]
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(toy, tmp_path):
     flags = (*BASIC, "--epochs", "200", "--save-every", "100000")
-    process = subprocess.Popen(command(toy, *flags, "--out", tmp_path / "r"), cwd=toy, text=True,
+    process = subprocess.Popen(command(*flags, "--out", tmp_path / "r"), cwd=toy, text=True,
                                stderr=subprocess.PIPE)
-    while size_of(tmp_path / "r") == 0 and process.poll() is None:
+    while size_of_metrics(tmp_path / "r") == 0 and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
@@ -477,7 +237,8 @@ def test_a_run_that_blows_up_stops_with_its_checkpoints_intact(toy, tmp_path):
 def test_a_full_disk_is_one_line_and_loses_nothing(toy, tmp_path):
     """The largest file a process may write stands in for the disk."""
     script = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000));"
-              "sys.argv[0] = 'sft.py'; import sft; sft.main()")
+              "import runpy; sys.argv[0] = 'sft.py'; runpy.run_path('%s/sft.py', None, '__main__')"
+              % ROOT)
     done = subprocess.run([sys.executable, "-c", script, *BASIC, "--out", str(tmp_path / "r")],
                           cwd=toy, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": ROOT})
@@ -521,27 +282,6 @@ def test_a_run_that_did_not_begin_leaves_the_place_free(toy, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_two_runs_do_not_share_a_directory(tmp_path, monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *a: None)
-    s = settings(out=str(tmp_path / "r"))
-    first = sft.Run(s, ALONE, [])
-    with pytest.raises(ValueError, match="another process"):
-        sft.Run(s, ALONE, [])
-    os.close(first.lock)
-    os.close(sft.Run(s, ALONE, []).lock)
-
-
-def test_only_a_better_model_becomes_the_best(tmp_path, monkeypatch):
-    monkeypatch.setattr(signal, "signal", lambda *a: None)
-    run = sft.Run(settings(out=str(tmp_path / "r")), ALONE, [])
-    for score, seed in ((0.2, 0), (math.nan, 1), (0.5, 2), (0.5, 3), (0.4, 4)):
-        run.keep_best(tiny(seed), score)
-    assert run.state["best"] == 0.5
-    assert torch.equal(weights(tmp_path / "r", "best")["model.norm.weight"],
-                       tiny(2).model["norm"].weight)
-    os.close(run.lock)
-
-
 @pytest.mark.parametrize("flags, words", [
     (["--model", "base/model", "--init", "config.json"], "either --model or --init"),
     (["--model", "nowhere"], "nowhere"),
@@ -565,16 +305,14 @@ def test_mistakes_are_one_line_before_any_work(toy, monkeypatch, capsys, flags, 
     monkeypatch.chdir(toy)
     (toy / "empty.jsonl").write_text("")
     (toy / "bad.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n')
-    monkeypatch.setattr(M, "load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("engine.training.load", lambda *a, **k: pytest.fail("a model was loaded"))
     if "--data" not in flags:
         flags = flags + ["--data", "docs.jsonl"]
     if "--out" not in flags:
         flags = flags + ["--out", "never"]
-    monkeypatch.setattr(sys, "argv", ["sft.py", *flags])
     with pytest.raises(SystemExit) as end:
-        sft.main()
-    error = capsys.readouterr().err
-    assert end.value.code == 2 and words in error and error.count("\n") == 1
+        run_here(sft, *flags)
+    assert end.value.code == 2 and words in one_line(capsys)
     assert not (toy / "never").exists()
 
 

@@ -1,0 +1,63 @@
+"""The device and its number format, and the processes of a torchrun."""
+import os
+import re
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+def device_and_dtype(device: str, dtype: str) -> tuple[str, torch.dtype]:
+    """What --device and --dtype mean on this machine."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"device = {device}: cpu, cuda, cuda:0 ... or auto")
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise ValueError(f"no such CUDA device here: {device}; --device cpu")
+    if ":" in device:
+        torch.cuda.set_device(device)       # CUDA graphs and Triton work on the current device
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    return device, getattr(torch, dtype)
+
+
+class Ranks:
+    """The processes of a torchrun, one per GPU. Without torchrun there is one: this process."""
+
+    def __init__(self, device: str):
+        self.size, self.rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+        self.first = self.rank == 0                         # the one that writes files
+        self.device = torch.device(device)
+        if self.device.type == "cuda":
+            if self.size > 1 or self.device.index is None:
+                self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(self.device)
+        if self.size > 1 and not dist.is_initialized():     # Saving a large model takes long, and
+            backend = "nccl" if self.device.type == "cuda" else "gloo"  # the others wait for it.
+            dist.init_process_group(backend, timeout=timedelta(hours=2))
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Everybody's values, added up."""
+        if self.size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.sum([0.0])
+
+    def sum_gradients(self, model) -> None:
+        if self.size > 1:
+            for parameter in model.parameters():
+                dist.all_reduce(parameter.grad)
+
+    def gather(self, mine: list) -> list:
+        """Everybody's items in the order of the whole, where process r had items r, r + size ..."""
+        if self.size == 1:
+            return mine
+        parts = [None] * self.size
+        dist.all_gather_object(parts, mine)
+        return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
