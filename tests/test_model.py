@@ -42,6 +42,7 @@ def test_golden_logits_and_greedy_tokens(expected):
     assert torch.equal(tokens[:, 16:], expected["greedy"])
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("heads, kv_heads, tied, shard, dtype, extra", [
     (4, 4, False, "1GB", "float32", {}),
     (4, 2, True, "40KB", "float32", {}),

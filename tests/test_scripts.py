@@ -10,21 +10,50 @@ import threading
 import time
 
 import pytest
+from helpers import ROOT, read, write
 
 import kk_gen
-from sample import load_tokenizer
-from verify import kk_correct, reward
+from engine.tokenizer import load_tokenizer
+from verify import kk_correct, pass_at_k, reward
 
-ROOT = os.path.dirname(os.path.abspath(kk_gen.__file__))
+SCRIPTS = os.path.join(ROOT, "scripts")
+sys.path.insert(0, SCRIPTS)
 
 
-def world(tmp_path, *flags):
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "scripts", "tiny_world.py"),
-                           "--out", tmp_path / "world.jsonl", *map(str, flags)],
+def script(name, *flags, code=0):
+    """A script's output, or the one line in which it refuses."""
+    done = subprocess.run([sys.executable, os.path.join(SCRIPTS, name), *map(str, flags)], cwd=ROOT,
                           capture_output=True, text=True)
-    if done.returncode:
-        return done
-    return [json.loads(line) for line in open(tmp_path / "world.jsonl")]
+    assert done.returncode == code, done.stderr
+    if code == 2:
+        assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr if code else done.stdout
+
+
+def puzzles(path, *flags):
+    subprocess.run([sys.executable, os.path.join(ROOT, "kk_gen.py"), *map(str, flags), "--out", path],
+                   check=True, capture_output=True)
+    return path
+
+
+def table(path):
+    with open(path) as file:
+        return list(csv.DictReader(file))
+
+
+def settings_of(folder):
+    return json.loads((folder / "settings.json").read_text())["settings"]
+
+
+def style_shares(rows):
+    counts = collections.Counter(kk_gen.style_of(row["response"]) for row in rows)
+    return {style: count / len(rows) for style, count in counts.items()}
+
+
+# ---- documents, examples, problems -----------------------------------------------------------
+def world(tmp_path, *flags):
+    script("tiny_world.py", "--out", tmp_path / "world.jsonl", *flags)
+    return read(tmp_path / "world.jsonl")
 
 
 def test_the_tiny_world_keeps_its_shares(tmp_path):
@@ -57,44 +86,27 @@ def test_mixtures_are_of_one_length_and_keep_their_shares(tmp_path):
 
 
 def test_excluded_puzzles_never_come(tmp_path):
-    subprocess.run([sys.executable, os.path.join(ROOT, "kk_gen.py"), "--people", "2", "--num",
-                    "150", "--template", "compact", "--out", tmp_path / "test.jsonl"],
-                   check=True, capture_output=True)
-    held_out = {json.loads(line)["prompt"] for line in open(tmp_path / "test.jsonl")}
+    test = puzzles(tmp_path / "test.jsonl", "--people", 2, "--num", 150, "--template", "compact")
+    held_out = {row["prompt"] for row in read(test)}
     flags = ("--num", 500, "--people", "2=1", "--shares", "table=1")
     assert held_out & {row["prompt"] for row in world(tmp_path, *flags)}
-    rows = world(tmp_path, *flags, "--exclude", tmp_path / "test.jsonl")
+    rows = world(tmp_path, *flags, "--exclude", test)
     assert not held_out & {row["prompt"] for row in rows}
-    problem = {**rows[0], "task": "kk"}
-    assert reward(problem, rows[0]["response"], True) == 1
+    assert reward({**rows[0], "task": "kk"}, rows[0]["response"], True) == 1
 
 
-def test_mistakes_are_one_line(tmp_path):
-    for flags, words in ((("--num", 5, "--shares", "table"), "search=60 table=40"),
-                         (("--num", 5, "--shares", "prose=1"), "of search, table"),
-                         (("--num", 5, "--shares", "table=1", "--people", "3"), "2=60 3=40"),
-                         (("--tokens", 5, "--shares", "table=1", "--tokenizer", "nowhere"), "nowhere"),
-                         (("--num", 5, "--shares", "table=1", "guess=0.01"), "less than one guess"),
-                         (("--num", 0, "--shares", "table=1"), "either --num or --tokens"),
-                         (("--num", 5, "--tokens", 9, "--shares", "table=1"), "either --num or")):
-        done = world(tmp_path, *flags)
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
-
-
-# ---- keep the correct, split the official ----------------------------------------------------
-def script(name, *flags):
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "scripts", name), *map(str, flags)],
-                          capture_output=True, text=True)
-    return done
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read(path):
-    return [json.loads(line) for line in open(path)]
+@pytest.mark.parametrize("flags, words", [
+    (("--num", 5, "--shares", "table"), "search=60 table=40"),
+    (("--num", 5, "--shares", "prose=1"), "of search, table"),
+    (("--num", 5, "--shares", "table=1", "--people", "3"), "2=60 3=40"),
+    (("--tokens", 5, "--shares", "table=1", "--tokenizer", "nowhere"), "nowhere"),
+    (("--num", 5, "--shares", "table=1", "guess=0.01"), "less than one guess"),
+    (("--num", 0, "--shares", "table=1"), "either --num or --tokens"),
+    (("--num", 5, "--tokens", 9, "--shares", "table=1"), "either --num or"),
+    (("--num", 5, "--shares", "table=1", "--right", 101), "right = 101")])
+def test_a_world_that_cannot_be(tmp_path, flags, words):
+    assert words in script("tiny_world.py", "--out", tmp_path / "world.jsonl", *flags, code=2)
+    assert not (tmp_path / "world.jsonl").exists()
 
 
 def rollout(name, answer, **changes):
@@ -113,31 +125,29 @@ def test_the_correct_are_kept(tmp_path):
     out = tmp_path / "kept.jsonl"
 
     def kept(*flags):
-        done = script("keep_correct.py", "--data", first, second, "--out", out, *flags)
-        assert done.returncode == 0, done.stderr
+        script("keep_correct.py", "--data", first, second, "--out", out, *flags)
         return read(out)
 
     rows = kept()
     assert sorted(row["id"] for row in rows) == ["a", *(f"d{i}" for i in range(6))]
     assert all(row["reward"] == 1 and row["tokens"] and "logprobs" not in row for row in rows)
     assert [row["id"] for row in kept("--seed", 1)] != [row["id"] for row in rows]
-    assert kept() == rows and kept("--num", 3) == rows[:3]
+    assert kept() == rows and kept("--num", 3) == rows[:3] == kept(
+        "--as-many-as", write(tmp_path / "three.jsonl", [{}] * 3))
     assert len(kept("--per-problem", 0)) == 7           # the same answer twice is one
     assert sorted(row["id"] for row in kept("--wrong", "--per-problem", 0)) == ["a", "b", "c"]
-    done = script("keep_correct.py", "--data", write(tmp_path / "3.jsonl", [rollout("b", "knave")]),
-                  "--out", tmp_path / "none.jsonl")
-    assert done.returncode == 2 and "none of 1 answers is correct" in done.stderr
-    done = script("keep_correct.py", "--data", write(tmp_path / "4.jsonl", [{"id": "b"}]), "--out", out)
-    assert done.returncode == 2 and "4.jsonl:1" in done.stderr and done.stderr.count("\n") == 1
+    wrong = write(tmp_path / "3.jsonl", [rollout("b", "knave")])
+    assert "none of 1 answers is correct" in script("keep_correct.py", "--data", wrong, "--out",
+                                                    tmp_path / "none.jsonl", code=2)
+    broken = write(tmp_path / "4.jsonl", [{"id": "b"}])
+    assert "4.jsonl:1" in script("keep_correct.py", "--data", broken, "--out", out, code=2)
 
 
 def test_official_files_are_split_and_boxed(tmp_path):
-    math = [{"problem": f"{i} + 1?", "level": "Level 2", "unique_id": f"m{i}",
-             "solution": f"It is $\\boxed{{{i + 1}}}$."} for i in range(10)]
-    source = write(tmp_path / "math.jsonl", math)
-    done = script("problems.py", "--source", source, "--parts", "sft=3", "val=2", "rl=0", "--out",
-                  tmp_path)
-    assert done.returncode == 0, done.stderr
+    source = write(tmp_path / "math.jsonl", [
+        {"problem": f"{i} + 1?", "level": "Level 2", "unique_id": f"m{i}",
+         "solution": f"It is $\\boxed{{{i + 1}}}$."} for i in range(10)])
+    script("problems.py", "--source", source, "--parts", "sft=3", "rl=0", "val=2", "--out", tmp_path)
     parts = [read(tmp_path / f"{name}.jsonl") for name in ("sft", "val", "rl")]
     assert [len(part) for part in parts] == [3, 2, 5]
     assert sorted(row["id"] for part in parts for row in part) == sorted(f"m{i}" for i in range(10))
@@ -155,41 +165,176 @@ def test_official_files_are_split_and_boxed(tmp_path):
     row = read(tmp_path / "all.jsonl")[0]
     assert row["response"] == "\nIt is 1200.\n\\boxed{1200}" and row["prompt"].startswith("Question:")
     assert reward(row, row["response"], True) == 1
-    for flags, words in ((("--parts", "a=11"), "too few"), (("--parts", "a=0", "b=0"), "at most is 0"),
-                         (("--parts", "a"), "sft=900"), (("--parts", "a=1", "--template", "x"), "chat")):
-        done = script("problems.py", "--source", source, "--out", tmp_path, *flags)
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
+    for flags, words in ((("a=11",), "too few"), (("a=0", "b=0"), "too few"), (("a",), "sft=900"),
+                         (("a=-1",), "sft=900"), (("a=1", "--template", "x"), "one of base"),
+                         (("a=9:1",), "0 problems are too few")):
+        assert words in script("problems.py", "--source", source, "--out", tmp_path / "none",
+                               "--parts", *flags, code=2).replace("chat, base", "base")
+    assert not (tmp_path / "none").exists()
 
 
-def test_our_puzzles_get_another_prompt(tmp_path):
-    subprocess.run([sys.executable, os.path.join(ROOT, "kk_gen.py"), "--people", "3", "--num", "4",
-                    "--out", tmp_path / "chat.jsonl"], check=True, capture_output=True)
-    script("problems.py", "--source", tmp_path / "chat.jsonl", "--template", "base", "--no-shuffle",
-           "--parts", "base=0", "--out", tmp_path)
-    for chat, base in zip(read(tmp_path / "chat.jsonl"), read(tmp_path / "base.jsonl"), strict=True):
+def test_our_puzzles_are_cut_by_level_and_get_another_prompt(tmp_path):
+    source = puzzles(tmp_path / "chat.jsonl", "--people", "2-4", "--num", 4)
+    rows = read(source)
+    script("problems.py", "--source", source, "--no-shuffle", "--parts", "some=4:2,2:3", "rest=0",
+           "--out", tmp_path)
+    some, rest = (read(tmp_path / f"{name}.jsonl") for name in ("some", "rest"))
+    assert some == rows[8:10] + rows[:3] and rest == rows[3:8] + rows[10:]
+    assert list(some[0]) == list(rows[8])                   # a line stays as it is
+    script("problems.py", "--source", source, "--template", "base", "--no-shuffle", "--parts", "base=0",
+           "--out", tmp_path)
+    for chat, base in zip(rows, read(tmp_path / "base.jsonl"), strict=True):
         assert (chat["id"], chat["gold"]) == (base["id"], base["gold"])
         assert base["prompt"].startswith("Question:") and chat["quiz"] in base["prompt"]
-    script("problems.py", "--source", tmp_path / "chat.jsonl", "--no-shuffle", "--parts", "same=0",
-           "--out", tmp_path)
-    assert read(tmp_path / "same.jsonl") == read(tmp_path / "chat.jsonl")
+
+
+# ---- the conductor ---------------------------------------------------------------------------
+TOY = """import sys
+sys.path.insert(0, {scripts!r})
+from dataclasses import dataclass
+from conductor import Experiment, Plan
+from engine.flags import command, limits, parse
+
+@dataclass(kw_only=True)
+class Settings(Experiment):
+    level: int = 1          # bound to OUT
+    words: str = "a b"      # free
+
+def main(settings):
+    plan = Plan(settings)
+    {stages}
+    plan.conduct("the end", ("words",))
+
+command(main, parse(Settings, ""))
+"""
+TOOL = """import os, signal, sys, time
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+def save(number, frame):
+    time.sleep(0.3)
+    open(flags["--out"] + ".saved", "w").close()
+    raise SystemExit(130)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, save)
+open(flags["--out"] + ".begun", "w").close()
+end = time.time() + 20
+while "--wait" in flags and not os.path.exists(flags["--wait"]):
+    if time.time() > end:
+        raise SystemExit(3)
+    time.sleep(0.01)
+if not os.path.exists(flags.get("--data", "/")):
+    raise SystemExit(4)
+os.makedirs(flags["--out"] + "/part")
+"""
+
+
+class Toy:
+    """An experiment of a few stages, in a process of its own. TOOL is the program above."""
+
+    def __init__(self, tmp_path, *stages, drop=""):
+        self.out, self.script, tool = tmp_path / "out", tmp_path / "toy.py", tmp_path / "tool.py"
+        tool.write_text(TOOL)
+        lines = (f"plan.add({stage.replace('TOOL', f'python {tool}')!r}, {{}}, {drop!r})"
+                 for stage in stages)
+        self.script.write_text(TOY.format(scripts=SCRIPTS, stages="\n    ".join(lines)))
+
+    def begin(self, *flags):
+        return subprocess.Popen(
+            [sys.executable, self.script, "--out", self.out, *map(str, flags)], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+    def run(self, *flags, code=0):
+        process = self.begin(*flags)
+        out, error = process.communicate()
+        assert process.returncode == code, error
+        return error if code else out
+
+
+def test_what_is_there_is_skipped_and_what_was_begun_goes_on(tmp_path):
+    """--resume is for our trainers; a script in between would stop at it."""
+    ours = "5 ours\necho sft.py --lr {level} [words]\n  --out {out}/half"
+    toy = Toy(tmp_path, f"5 what is there -> {{out}}/done\nfalse x\n{ours}",
+              "\n  5 another\n  echo grpo.py --out {out}/new",
+              "5 a script\necho scripts/sft.py.py --out {out}/half", ours)
+    printed = toy.run("--dry-run")
+    assert not toy.out.exists()
+    (toy.out / "half").mkdir(parents=True)
+    (toy.out / "half" / "metrics.jsonl").touch()
+    (toy.out / "done").touch()
+    half = toy.out / "half"
+    assert [line for line in printed.splitlines() if line] == [
+        "# 1. what is there", "false x", "# 2. ours", f"echo sft.py --lr 1 a b --out {half}",
+        "# 3. another", f"echo grpo.py --out {toy.out}/new", "# 4. a script",
+        f"echo scripts/sft.py.py --out {half}"]
+    lines = [line for line in toy.run().splitlines() if line]
+    assert lines[0] == "[2/4] ours (0:00 gone)" and lines[1] == f"sft.py --lr 1 a b --out {half} --resume"
+    assert lines[2].startswith("[3/4] another (0:00 gone, about ")
+    assert lines[3] == f"grpo.py --out {toy.out}/new" and len(lines) == 5     # `half` is there
+    assert lines[4] == "0:00 min: the end"
+
+
+def test_a_run_directory_belongs_to_its_settings(tmp_path):
+    toy = Toy(tmp_path, "1 one\nTOOL --out {out}/a")
+    toy.run()
+    assert (toy.out / "settings.txt").read_text() == "level: 1\n"
+    assert "made with other settings" in toy.run("--level", 2, code=2)
+    assert (toy.out / "settings.txt").read_text() == "level: 1\n"
+    assert "[1/1]" not in toy.run("--words", "c", "--jobs", 2)
+
+
+def test_two_jobs_run_side_by_side_and_wait_for_what_they_need(tmp_path):
+    """a and b wait for each other: one by one they never end. c needs a part of a, d all there is."""
+    toy = Toy(tmp_path, "1 a\nTOOL --out {out}/a --wait {out}/b.begun",
+              "1 c\nTOOL --out {out}/c --data {out}/a/part", "1 d\nTOOL --out {out}/d --data {out}/c",
+              "1 b\nTOOL --out {out}/b --wait {out}/a.begun")
+    out = toy.run("--jobs", 2)
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("[")] == list("abcd")
+    assert all((toy.out / name / "part").exists() for name in "abcd")
+
+
+def test_a_stage_that_fails_ends_all_and_the_others_may_save(tmp_path):
+    toy = Toy(tmp_path, "1 a\nTOOL --out {out}/a --wait nowhere",
+              "1 b\nTOOL --out {out}/b --wait {out}/a.begun --data nowhere", "1 c\nTOOL --out {out}/c")
+    toy.run("--jobs", 2, code=4)
+    assert (toy.out / "a.saved").exists() and not (toy.out / "c.begun").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_says_so_in_one_line(tmp_path, number):
+    """Ctrl-C reaches all processes, `kill` only the first. It leaves when the stage has saved."""
+    toy = Toy(tmp_path, "1 a\nTOOL --out {out}/a --wait nowhere", "1 b\nTOOL --out {out}/b")
+    process = toy.begin()
+    while not (toy.out / "a.begun").exists():
+        time.sleep(0.01)
+    (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+    _, error = process.communicate()
+    assert process.returncode == 130 and (toy.out / "a.saved").exists()
+    assert error == "toy.py: stopped; the same command goes on from here\n"
+
+
+def test_what_nobody_needs_goes(tmp_path):
+    toy = Toy(tmp_path, "1 answers -> {out}/1.json\nTOOL --out {out}/1.jsonl"
+              "\n1 table\nTOOL --data {out}/1.jsonl --out {out}/1.json", drop="{out}/1.json.")
+    toy.run("--jobs", 2)
+    assert sorted(os.listdir(toy.out)) == ["1.json", "1.jsonl", "1.jsonl.begun", "settings.txt"]
+    assert "[" not in toy.run()                         # the answers are not sampled again
 
 
 # ---- the experiments -------------------------------------------------------------------------
-SMALL = {"tiny": ("redistill_tiny.sh", {"STEPS": "2", "PROMPTS": "8", "EXAMPLES": "24", "TEST": "8",
-                                        "TRACE": ""}),
-         "selection": ("selection.sh {}/tiny", {"WHEN": "last", "BY": "effect", "PROBLEMS": "8"}),
-         "kk": ("redistill_kk.sh", {"SMOKE": "1"}), "math": ("redistill_math.sh", {"SMOKE": "1"}),
-         "mixture": ("pretrain_mixture.sh", {"LESSONS": "20000", "TOKENS": "10000", "WIDTHS": "32 48",
-                                             "SHARES": "guess=50 worked=40 table=10 search=0",
-                                             "DATA": "{}/puzzles"}),
-         "echo": ("echo_chamber.sh", {"BASE": "assets/tiny_base", "STEPS": "2", "PROMPTS": "4",
-                                      "AT": "1 2", "PROBLEMS": "4", "SAMPLES": "4", "ROUNDS": "1",
-                                      "SEEDS": "1", "KLS": "1e-2"}),
-         "real": ("echo_chamber.sh", {"BASE": "tests/golden", "TRAIN": "{}/gsm.jsonl", "TEST":
-                                      "{0}/gsm.jsonl {0}/math.jsonl", "STEPS": "1", "PROMPTS": "4",
-                                      "AT": "1", "PROBLEMS": "8", "SAMPLES": "2", "ROUNDS": "1",
-                                      "SEEDS": "1", "KLS": "0", "LONGEST": "8", "TEMPLATE": "plain", "PROMPT": "99",
-                                      "ALGORITHMS": "grpo expert"})}
+SMALL = {
+    "tiny": "redistill.py tiny --steps 2 --prompts 8 --examples 24 --test-puzzles 8 --trace 0",
+    "selection": "selection.py {}/tiny --when last --by effect --problems 8",
+    "kk": "redistill.py kk --smoke --jobs 2",
+    "math": "redistill.py math --smoke --train {0}/sums.jsonl --test {0}/sums.jsonl",
+    "mixture": "pretrain.py mixture --lessons 20000 --tokens 10000 --widths 32 48 --shares guess=50"
+               " worked=40 table=10 search=0 --data {}/puzzles",
+    "echo": "echo_chamber.py --base assets/tiny_base --steps 2 --prompts 4 --at 1 --problems 4"
+            " --samples 4 --rounds 1 --seeds 1 --kls 1e-2",
+    "real": "echo_chamber.py --base tests/golden --train {0}/gsm.jsonl --test {0}/gsm.jsonl"
+            " {0}/math.jsonl --steps 1 --prompts 4 --at 1 --problems 8 --samples 2 --rounds 1 --seeds 1"
+            " --kls 0 --longest 8 --longest-prompt 99 --algorithms grpo",
+    "expert": "expert_iteration.py --base assets/tiny_base --data {}/tiny/data/rl.jsonl --tune base"
+              " --rounds 2 --problems 8 --samples 4"}
 
 
 class Experiments:
@@ -201,19 +346,21 @@ class Experiments:
                                    for i in range(6)])
         write(runs / "math.jsonl", [{"problem": f"{i}*2", "solution": f"\\boxed{{{2 * i}}}",
                                      "level": "Level 2", "type": "Algebra"} for i in range(6)])
+        write(runs / "sums.jsonl", [{"problem": f"What is {i} + {i}?", "level": "Level 1", "solution":
+                                     f"Twice {i} is $\\boxed{{{2 * i}}}$."} for i in range(20)])
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
     def start(self, name):
-        command, settings = SMALL[name]
-        script, *arguments = command.format(self.runs).split()
-        settings = {key: value.format(self.runs) for key, value in settings.items()}
+        script, *flags = SMALL[name].format(self.runs).split()
+        if name != "selection":
+            flags += ["--out", str(self.runs / name)]
         with open(self.runs / f"{name}.out", "w") as out, open(self.runs / f"{name}.err", "w") as error:
             self.running = subprocess.Popen(
-                ["bash", os.path.join(ROOT, "scripts", script), *arguments], stdout=out, stderr=error,
+                [sys.executable, os.path.join(SCRIPTS, script), *flags], stdout=out, stderr=error,
                 start_new_session=True,     # and Ctrl-C is heard even where the tests are told not to
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-                env={**os.environ, **settings, "OUT": str(self.runs / name), "OMP_NUM_THREADS": "1"})
+                env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     def end(self, name):
         code = self.running.wait()
@@ -221,7 +368,7 @@ class Experiments:
 
     def run(self):
         self.start("tiny")
-        while self.running.poll() is None and "[8/" not in (self.runs / "tiny.out").read_text():
+        while self.running.poll() is None and "[11/" not in (self.runs / "tiny.out").read_text():
             time.sleep(0.05)
         self.signal(signal.SIGINT)
         self.stopped, self.ended = self.end("tiny"), {}
@@ -246,259 +393,220 @@ class Experiments:
 def experiments(pytestconfig):
     found = pytestconfig.experiments
     found.thread.join()
-    return found.runs, found.stopped, found.ended
+    return found
+
+
+def ended(experiments, name):
+    """The directory of an experiment that ended well, and what it printed."""
+    out, error, code = experiments.ended[name]
+    assert code == 0, error[-2000:]
+    return experiments.runs / name, out
 
 
 def test_the_lab_stops_and_goes_on(experiments):
-    runs, (_, error, code), ended = experiments
+    _, error, code = experiments.stopped
     assert code == 130 and "the same command goes on" in error
-    out, error, code = ended["tiny"]
-    assert code == 0, error[-2000:]
-    assert "[1/" not in out and "[8/" in out        # what was there was not made again
+    _, out = ended(experiments, "tiny")
+    assert "[1/" not in out and "[11/" in out       # what was there was not made again
 
 
 def test_the_lab_reports_what_it_did(experiments):
-    runs, _, ended = experiments
-    report = (runs / "tiny" / "report.md").read_text()
-    assert report in ended["tiny"][0]
-    with open(runs / "tiny" / "models.csv") as file:
-        rows = list(csv.DictReader(file))
+    lab, out = ended(experiments, "tiny")
+    report = (lab / "report.md").read_text()
+    assert report in out
+    rows = table(lab / "models.csv")
     models = {row["model"] for row in rows}
     assert models == {"base", "sft_short", "sft_long", "rl_base", "rl_short", "rl_long", "sft_a",
-                      "sft_b", "sft_foreign", "sft_wrong", "sft_guess", "rl_b"}
+                      "sft_b", "sft_foreign", "sft_at_0", "sft_wrong", "sft_guess", "rl_b"}
     for row in rows:                                # each number is that of the answers on disk
-        answers = [one for one in read(runs / "tiny" / "eval" / f"{row['model']}.{row['decoding']}.jsonl")
+        answers = [one for one in read(lab / "eval" / f"{row['model']}.{row['decoding']}.jsonl")
                    if row["level"] in ("all", str(one["level"]))]
         assert len(answers) == int(row["n"])
         right = sum(reward(one, one["response"], one["finished"]) for one in answers) / len(answers)
         assert abs(right - float(row["accuracy"])) < 1e-4
-        styles = collections.Counter(kk_gen.style_of(one["response"]) for one in answers)
-        for style, count in styles.items():
-            assert abs(count / len(answers) - float(row[f"share_{style}"])) < 1e-4
+        for style, share in style_shares(answers).items():
+            assert abs(share - float(row[f"share_{style}"])) < 1e-4
     effects = {row["model"] for row in rows if row["effect"]}
     assert effects == {model for model in models if model.startswith("sft")}
-    with open(runs / "tiny" / "curves.csv") as file:
-        assert len(list(csv.DictReader(file))) == 3 * 2 + 1    # half as many from re-distilled B
-    assert "rank correlation of gain and effect, 7 datasets" in report
+    assert len(table(lab / "curves.csv")) == 3 * 2 + 1          # half as many from re-distilled B
+    assert "rank correlation of gain and effect, 8 datasets" in report
     assert "re-distilled, B" in report and "| level 4, sampled |" in report
 
 
 def test_examples_of_the_lab_are_what_they_are_called(experiments):
-    data = experiments[0] / "tiny" / "data"
+    data = ended(experiments, "tiny")[0] / "data"
     for name, style in (("short", "table"), ("long", "search"), ("guess", "guess"),
                         ("foreign", "search")):
         rows = read(data / f"{name}.jsonl")
         assert {kk_gen.style_of(row["response"]) for row in rows} == {style}
         assert all(kk_correct(row["response"], row["gold"]) for row in rows)
+    sizes = collections.Counter(row["level"] for row in read(data / "test.jsonl"))
+    assert sizes == {3: 8, 4: 4} and len(read(data / "sft.jsonl")) == 24
     b, foreign, wrong, test = ([row["id"] for row in read(data / f"{name}.jsonl")]
                                for name in ("b", "foreign", "wrong", "test"))
     assert sorted(b) == sorted(foreign) and len(set(b)) == len(b)      # the very problems of B
     assert not set(test) & set(b + wrong)
+    prompts = [{row["prompt"] for row in read(data / f"{name}.jsonl")} for name in ("test", "sft", "rl")]
+    assert sum(map(len, prompts)) == len(set.union(*prompts))          # none is in two files
     assert all(kk_correct(row["response"], row["gold"]) for row in read(data / "b.jsonl"))
     assert not any(kk_correct(row["response"], row["gold"]) and row["finished"]
                    for row in read(data / "wrong.jsonl"))
 
 
 def test_quarters_chosen_by_effect_are_compared_with_as_many(experiments):
-    runs, _, ended = experiments
-    _, error, code = ended["selection"]
-    assert code == 0, error[-2000:]
-    folder = runs / "tiny" / "selection"
+    ended(experiments, "selection")
+    folder = experiments.runs / "tiny" / "selection"
     pool, highest, lowest, drawn = (read(folder / f"{name}.jsonl") for name in (
         "last", "last_effect_highest", "last_effect_lowest", "last_random"))
     assert len(highest) == len(lowest) == len(drawn) == round(len(pool) / 4) > 2
     assert min(row["effect"] for row in highest) > max(row["effect"] for row in lowest)
     texts = {(row["id"], row["response"]) for row in pool}
     assert {(row["id"], row["response"]) for row in highest + lowest + drawn} <= texts
-    for name, rows in (("effect_highest", highest), ("effect_lowest", lowest), ("random", drawn)):
-        made = json.loads((folder / f"sft_last_{name}" / "settings.json").read_text())["settings"]
-        assert made["data"] == [str(folder / f"last_{name}.jsonl")]
-        assert f"last_{name} " in (folder / "report.txt").read_text()
+    report = (folder / "report.txt").read_text()
+    for name in ("effect_highest", "effect_lowest", "random"):
+        assert settings_of(folder / f"sft_last_{name}")["data"] == [str(folder / f"last_{name}.jsonl")]
+        answers = read(folder / f"eval_last_{name}.jsonl")
+        right = sum(reward(one, one["response"], one["finished"]) for one in answers) / len(answers)
+        line = next(line for line in report.splitlines() if line.startswith(f"last_{name} "))
+        assert line.split()[3:5] == [str(len(answers)), f"{right:.1%}"]
 
 
 @pytest.mark.parametrize("name", ("kk", "math"))
 def test_the_papers_experiments_run_at_toy_size(experiments, name):
-    runs, _, ended = experiments
-    out, error, code = ended[name]
-    assert code == 0, error[-2000:]
-    assert "re-distilled, B" in (runs / name / "report.md").read_text()
-    log = (runs / name / "sft_short" / "settings.json").read_text()
-    assert json.loads(log)["settings"]["lr"] == 1e-5                   # the paper's, not the toy's
+    folder, _ = ended(experiments, name)
+    assert "re-distilled, B" in (folder / "report.md").read_text()
+    assert settings_of(folder / "sft_short")["lr"] == 1e-5             # the paper's, not the toy's
+    short, val = (read(folder / "data" / f"{part}.jsonl") for part in ("short", "val"))
+    assert (len(short), len(val)) == {"kk": (27, 3), "math": (12, 2)}[name]
+    assert not {row["id"] for row in short} & {row["id"] for row in val}
+    for part in ("rl", "test"):
+        chat, base = (read(folder / "data" / f"{prefix}{part}.jsonl") for prefix in ("", "base_"))
+        assert [row["gold"] for row in chat] == [row["gold"] for row in base]
+        assert all(row["prompt"].startswith("Question:") for row in base)
     if name == "kk":
-        assert json.loads((runs / name / "sft_a" / "settings.json").read_text())["settings"]["batch"] == 64
-        assert len(read(runs / name / "data" / "short.jsonl")) == 27
+        assert settings_of(folder / "sft_a")["batch"] == 64
 
 
 def test_mixtures_are_pretrained_at_every_width(experiments):
-    runs, _, ended = experiments
-    out, error, code = ended["mixture"]
-    assert code == 0, error[-2000:]
+    mixture, _ = ended(experiments, "mixture")
+    held_out = {row["prompt"] for part in ("rl", "test", "sft")
+                for row in read(experiments.runs / "puzzles" / f"{part}.jsonl")}
     for name, shares in (("lessons", {"worked": 80, "table": 20}),
                          ("mixture", {"guess": 50, "worked": 40, "table": 10})):
-        rows = read(runs / "mixture" / f"{name}.jsonl")
+        rows = read(mixture / f"{name}.jsonl")
         styles = collections.Counter(row["style"] for row in rows)
         assert styles == {style: share * len(rows) // 100 for style, share in shares.items()}
-        held_out = {row["prompt"] for part in ("rl", "test") for row in read(
-            runs / "puzzles" / f"{part}.jsonl")}
         assert not held_out & {row["prompt"] for row in rows}
     steps = []
     for width in (32, 48):
-        folder = runs / "mixture" / f"w{width}" / "mixture"
+        folder = mixture / f"w{width}" / "mixture"
         about = json.loads((folder / "model" / "config.json").read_text())
         assert (about["hidden_size"], about["rope_theta"]) == (width, 500.0)
-        made = json.loads((folder / "settings.json").read_text())["settings"]
-        assert made["model"].endswith(f"w{width}/lessons/model")
+        assert settings_of(folder)["model"].endswith(f"w{width}/lessons/model")
         steps.append(len(read(folder / "metrics.jsonl")))
     assert steps[0] == steps[1]                                     # the same documents
 
 
 def test_echo_chamber_reports_what_was_answered(experiments):
-    runs, _, ended = experiments
-    out, error, code = ended["echo"]
-    assert code == 0, error[-2000:]
-    with open(runs / "echo" / "evals.csv") as file:
-        rows = list(csv.DictReader(file))
+    """The answers to the test are gone; those to a test with the same command come out the same."""
+    echo, out = ended(experiments, "echo")
+    rows = table(echo / "evals.csv")
     assert {(row["algorithm"], row["kl_weight"], row["step"]) for row in rows} == {
         (*kind, step) for kind in (("grpo", "1e-2"), ("ppo", "1e-2")) for step in "012"} | {
         ("expert", "0", step) for step in "01"}
-    for row in rows:
-        assert int(row["n"]) == {"easy": 16, "hard": 8}[row["test"]]
-        share = {name[6:]: float(value) for name, value in row.items()
-                 if name.startswith("share_") and value}
-        assert abs(sum(share.values()) - 1) < 1e-3 and "guess" in share
-        right = sum(share[name] * float(row[f"right_in_{name}"]) for name in share)
-        assert abs(right - float(row["accuracy"])) < 1e-3 and row["accuracy"] == row["pass@1"]
-        assert float(row["pass@4"]) >= float(row["pass@2"]) >= float(row["pass@1"])
-    with open(runs / "echo" / "curves.csv") as file:
-        curves = list(csv.DictReader(file))
+    again = echo / "again.jsonl"
+    subprocess.run([sys.executable, "sample.py", "--model", echo / "base-0" / "grpo-kl1e-2-1" / "model",
+                    "--data", echo / "data" / "test.jsonl", "--n", "4", "--temperature", "1",
+                    "--max-new-tokens", "440", "--out", again], cwd=ROOT, check=True,
+                   capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for test, level in (("easy", 3), ("hard", 4)):
+        row = next(row for row in rows if (row["algorithm"], row["step"], row["test"]) == (
+            "grpo", "2", test))
+        answers = [one for one in read(again) if one["level"] == level]
+        assert len(answers) == int(row["n"]) == {"easy": 16, "hard": 8}[test]
+        right = collections.Counter()
+        for one in answers:
+            right[one["id"]] += reward(one, one["response"], one["finished"])
+        for k in (1, 2, 4):
+            chances = [pass_at_k(4, int(count), k) for count in right.values()]
+            assert abs(sum(chances) / len(chances) - float(row[f"pass@{k}"])) < 1e-4
+        for style, share in style_shares(answers).items():
+            assert abs(share - float(row[f"share_{style}"])) < 1e-4
+    assert not list(echo.glob("base-0/**/eval/*.jsonl"))
+    curves = table(echo / "curves.csv")
     for row in curves:      # Expert Iteration's are counted anew from what was sampled
         assert int(row["samples"]) == (64 if row["algorithm"] == "expert" else 32 * int(row["step"]))
-    sampled = read(runs / "echo" / "base-0" / "expert-kl0-1" / "round-1" / "rollouts.jsonl")
-    styles = collections.Counter(kk_gen.style_of(row["response"]) for row in sampled)
+    sampled = read(echo / "base-0" / "expert-kl0-1" / "round-1" / "rollouts.jsonl")
     expert = next(row for row in curves if row["algorithm"] == "expert")
-    assert abs(styles["guess"] / len(sampled) - float(expert["share_guess"])) < 1e-4
-    assert (runs / "echo" / "report.md").read_text() in out
+    assert abs(style_shares(sampled)["guess"] - float(expert["share_guess"])) < 1e-4
+    assert (echo / "report.md").read_text() in out
 
 
 def test_echo_chamber_runs_on_official_files(experiments):
-    """GSM8K to train on, GSM8K (easy) and MATH (hard) to test on; no answer is right, and it ends."""
-    runs, _, ended = experiments
-    out, error, code = ended["real"]
-    assert code == 0, error[-2000:]
-    assert "no answer is right; the model stays as it is" in error
-    with open(runs / "real" / "evals.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert {row["test"] for row in rows} == {"easy", "hard"}
-    assert {row["task"] for row in read(runs / "real" / "data" / "test.jsonl")} == {"gsm8k", "math"}
-    about = json.loads((runs / "real" / "base-0" / "grpo-kl0-1" / "settings.json").read_text())
-    assert about["settings"]["lr"] == 1e-6 and about["settings"]["temperature"] == 0.7
+    """GSM8K to train on, GSM8K (easy) and MATH (hard) to test on."""
+    real, _ = ended(experiments, "real")
+    assert {row["test"] for row in table(real / "evals.csv")} == {"easy", "hard"}
+    assert {row["task"] for row in read(real / "data" / "test.jsonl")} == {"gsm8k", "math"}
+    settings = settings_of(real / "base-0" / "grpo-kl0-1")
+    assert settings["lr"] == 1e-6 and settings["temperature"] == 0.7
 
 
-def test_puzzles_are_there_whole_or_not_at_all(tmp_path):
-    """Regression: rl.jsonl, by which the lab knows its data, came before the test was cut."""
-    fake = tmp_path / "python"              # dies where the last file would be made
-    fake.write_text(f'#!/bin/sh\ncase "$*" in *"--seed 3"*) exit 9;; esac\n'
-                    f'exec {sys.executable} "$@"\n')
-    fake.chmod(0o755)
-
-    def run(path):
-        return subprocess.run(["bash", os.path.join(ROOT, "scripts", "tiny_data.sh"), tmp_path / "d",
-                               "8", "5"], env={**os.environ, "PATH": path}, capture_output=True)
-
-    assert run(f"{tmp_path}:{os.environ['PATH']}").returncode == 9
-    assert not (tmp_path / "d" / "rl.jsonl").exists()
-    assert run(f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}").returncode == 0
-    assert [len(read(tmp_path / "d" / f"{name}.jsonl")) for name in ("test", "sft", "rl")] == [
-        12, 5, 3000]
+def test_expert_iteration_goes_round(experiments):
+    expert, out = ended(experiments, "expert")
+    first, second = expert / "round-1", expert / "round-2"
+    asked = [{row["id"] for row in read(folder / "problems.jsonl")} for folder in (first, second)]
+    assert len(asked[0]) == len(asked[1]) == 8 and not asked[0] & asked[1]
+    for folder, ids in zip((first, second), asked):
+        kept = read(folder / "correct.jsonl")
+        assert {row["id"] for row in kept} <= ids and all(row["reward"] == 1 for row in kept)
+        assert len({(row["id"], row["response"]) for row in kept}) == len(kept)
+    config = json.loads((second / "rollouts.jsonl.config.json").read_text())["settings"]
+    assert config["model"].endswith("round-1/sft/model")
+    assert settings_of(second / "sft")["model"] == "assets/tiny_base"
 
 
-def test_stages_go_on_where_they_stopped(tmp_path):
-    """Regression: --resume is for our commands; a script in between would stop at it."""
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half" / "metrics.jsonl").touch()
-    (tmp_path / "done").touch()
-    script = tmp_path / "experiment.sh"
-    script.write_text("""set -euo pipefail
-OUT=$1 REPORT=$1/report LEVEL=${LEVEL:-1} settings=(LEVEL)
-. "$2"
-python() { echo "python got $*"; }
-experiment() {
-    stage 5 "$OUT/done" "what is there" false
-    stage 5 "$OUT/half/model" "ours" python sft.py --lr 1
-    stage 5 "$OUT/half/model" "a script" env echo got
-    stage 5 "$OUT/half/model" "ours" python again
-}
-conduct "${@:3}"
-""")
-
-    def run(*flags, **env):
-        return subprocess.run(["bash", script, tmp_path, os.path.join(ROOT, "scripts", "stages.sh"),
-                               *flags], env={**os.environ, **env}, capture_output=True, text=True)
-
-    done = run()
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if "got" in line]
-    assert lines == ["python got sft.py --lr 1 --resume", "got"]
-    assert "[2/3] ours" in done.stdout and "[3/3] a script" in done.stdout
-    assert [line for line in run("--dry-run").stdout.splitlines() if line[:1] == "#"] == [
-        "# 1. what is there", "# 2. ours", "# 3. a script"]
-    other = run(LEVEL="2")
-    assert other.returncode == 2 and "made with other settings" in other.stderr
-    assert (tmp_path / "settings.txt").read_text() == "LEVEL: 1\n"
-    assert run("--fast").returncode == 2
-
-
-def test_echo_chamber_refuses_what_cannot_be(tmp_path):
-    for wrong, words in (({"AT": "9", "STEPS": "4"}, "AT=9: there are STEPS=4"),
-                         ({"SAMPLES": "1"}, "SAMPLES=1: at least 2"), ({"ROUNDS": "7"}, "ROUNDS=7"),
-                         ({"TEST": "x"}, "TEST=x is for TRAIN"), ({"TRAIN": "x"}, "TRAIN needs a BASE"),
-                         ({"BASE": "nowhere"}, "BASE=nowhere: no such model"),
-                         ({"BASE": "tests/golden", "TRAIN": "README.md", "TEST": "nowhere"},
-                          "nowhere: no such file")):
-        done = subprocess.run(["bash", os.path.join(ROOT, "scripts", "echo_chamber.sh")],
-                              env={**os.environ, **wrong, "OUT": str(tmp_path / "out")},
-                              capture_output=True, text=True)
-        assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1
-        assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("script, given, absent", [
-    ("expert_iteration", {"BASE": "x"}, "DATA"), ("redistill_kk", {}, "BASE"),
-    ("redistill_math", {"BASE": "x", "TEST": "x"}, "TRAIN")])
-def test_a_variable_that_must_be_given(script, given, absent, tmp_path):
-    bare = {name: value for name, value in os.environ.items()
-            if name not in ("BASE", "DATA", "TRAIN", "TEST", "SMOKE")}
-    done = subprocess.run(["bash", os.path.join(ROOT, "scripts", f"{script}.sh")],
-                          env={**bare, **given, "OUT": str(tmp_path / "out")},
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith(f"{absent} is not set")
-    assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+# ---- what cannot be, and what would be done --------------------------------------------------
+@pytest.mark.parametrize("flags, words", [
+    ("redistill.py kk", "no such model directory"),
+    ("redistill.py tiny --base nowhere", "base = nowhere: no such model"),
+    ("redistill.py kk --base tests/golden --steps 3", "steps is not a setting of kk"),
+    ("redistill.py tiny --long README.md", "long is not a setting of tiny"),
+    ("redistill.py tiny --steps 0", "steps = 0: at least 1"),
+    ("redistill.py huge", "task = huge: one of tiny, kk, math"),
+    ("redistill.py math --base tests/golden --test README.md", "give --train and --test"),
+    ("expert_iteration.py --base nowhere --data x", "base = nowhere: no such model"),
+    ("expert_iteration.py --base assets/tiny_base", "--data"),
+    ("expert_iteration.py --base assets/tiny_base --data x --tune first", "one of last, base"),
+    ("selection.py nowhere", "nowhere: no finished run"),
+    ("echo_chamber.py --at 9 --steps 8", "at = 9: there are 8 steps"),
+    ("echo_chamber.py --samples 1", "samples = 1: at least 2"),
+    ("echo_chamber.py --rounds 7", "rounds = 7: must share out"),
+    ("echo_chamber.py --test x", "belong together"),
+    ("echo_chamber.py --train x", "belong together"),
+    ("echo_chamber.py --base nowhere", "base = nowhere: no such model"),
+    ("echo_chamber.py --base tests/golden --train README.md --test nowhere", "nowhere: no such file")])
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, flags, words):
+    name, *flags = flags.split()
+    assert words in script(name, *flags, "--out", tmp_path / "out", code=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_experiments_say_what_they_would_do(tmp_path):
-    env = {**os.environ, "BASE": os.path.join(ROOT, "tests/golden"), "OUT": str(tmp_path / "out")}
-
-    def run(name, *flags, **more):
-        return subprocess.run(["bash", os.path.join(ROOT, "scripts", f"redistill_{name}.sh"), *flags],
-                              env={**env, **more}, capture_output=True, text=True)
-
-    done = run("kk", "--dry-run")
-    assert done.returncode == 0 and "python grpo.py --model" in done.stdout, done.stderr
-    assert "memory to train" in done.stderr and "h for 125 steps" in done.stdout
-    assert not (tmp_path / "out").exists()
-    assert run("tiny", "--steps", "3").returncode == 2
-    done = run("tiny", BASE="nowhere")                  # and OUT is free for the right one
-    assert done.returncode == 2 and "nowhere: no such model" in done.stderr
-    assert not (tmp_path / "out").exists()
-    os.makedirs(tmp_path / "out")
-    (tmp_path / "out" / "settings.txt").write_text("BASE: another\n")
-    done = run("tiny")
-    assert done.returncode == 2 and "made with other settings" in done.stderr
+    out = tmp_path / "out"
+    kk = script("redistill.py", "kk", "--base", "tests/golden", "--dry-run", "--out", out)
+    assert "python grpo.py --model" in kk and "memory to train" in kk and "h for 125 steps" in kk
+    quick = script("echo_chamber.py", "--quick", "--seeds", 5, "--dry-run", "--out", out)
+    assert f"{out}/base-0/ppo-kl1e-2-5" in quick and "--steps 16 " in quick and "--n 16 " in quick
+    assert "pretrain" not in quick                          # --quick names a base, the others do not
+    full = script("echo_chamber.py", "--studies", "sizes", "--dry-run", "--out", out)
+    assert "--widths 128" in full and "grpo-kl1e-3-3" in full and "grpo-kl0-" not in full
+    base = script("pretrain.py", "base", "--dry-run", "--out", out)
+    assert f"--model {out}/careful/model" in base and "--num 84000" in base
+    assert not out.exists()
 
 
 # ---- numbers of the reports ------------------------------------------------------------------
 def test_endpoints_by_hand():
-    sys.path.insert(0, os.path.join(ROOT, "scripts"))
     import echo_report as E
 
     def level(n, accuracy, **styles):
@@ -506,69 +614,40 @@ def test_endpoints_by_hand():
                 "styles": {name: {"share": share, "right": right}
                            for name, (share, right) in styles.items()}}
     # 20 answers, 12 in a (4 of them and 3 of them right), 8 in b
-    both = E.joined([level(10, 0.5, a=(0.4, 1.0), b=(0.6, 1 / 6)), level(10, 0.3, a=(0.8, 0.375),
-                                                                          b=(0.2, 0.0))])
-    assert both["n"] == 20 and both["accuracy"] == 0.4
-    assert both["styles"]["a"]["share"] == 0.6
-    assert abs(both["styles"]["a"]["right"] - 7 / 12) < 1e-12
-    before, after = both, level(20, 0.7, a=(0.1, 0.5), b=(0.9, 0.7))
-    curve = [{"samples": 128 * i, "styles": {"b": {"share": share, "right": 0.5}}}
+    before = E.joined([level(10, 0.5, a=(0.4, 1.0), b=(0.6, 1 / 6)),
+                       level(10, 0.3, a=(0.8, 0.375), b=(0.2, 0.0))])
+    assert before["n"] == 20 and before["accuracy"] == 0.4 and before["share_a"] == 0.6
+    assert abs(before["right_in_a"] - 7 / 12) < 1e-12
+    after = E.joined([level(20, 0.7, a=(0.1, 0.5), b=(0.9, 0.7))])
+    evals = [{"step": step, "samples": 128 * step, "test": "easy", **row}
+             for step, row in ((0, before), (4, after))]
+    curve = [{"step": i, "samples": 128 * i, "share_b": share}
              for i, share in enumerate((0.5, 0.79, 0.8, 0.7), 1)]
-    for row in curve:
-        row["step"] = row["samples"] // 128
-    run = {"tests": {0: {"easy": before}, 4: {"easy": after}}, "curve": curve,
-           "after": {i: 128 * i for i in range(5)}}
-    found = E.endpoints(run)
+    found = E.endpoints(evals, curve)
     assert (found["winner"], found["its share"], found["its share before"]) == ("b", 0.9, 0.4)
     assert found["the most accurate before"] == "a" and found["samples to collapse"] == 256
-    for row in curve:                                   # then it is seen in the test alone
-        row["styles"]["b"]["share"] = 0.7
-    assert E.collapse(run, "b") == 512
-    assert E.collapse({**run, "tests": {0: {"easy": before}}}, "b") is None
-    assert E.collapse(run, "c") is None
     assert found["accuracy, easy"] == (0.4, 0.7) and found["pass@4, easy"] == (0.9, 0.9)
-    assert E.spread([1.0, None, 3.0], ".0f") == "2 (1 to 3); never in 1"
-    assert E.spread([None], ".0f") == "never"
+    curve[2]["share_b"] = 0.7                           # then it is seen in the test alone
+    assert E.endpoints(evals, curve)["samples to collapse"] == 512
+    evals[1]["share_b"] = 0.79
+    assert E.endpoints(evals, curve)["samples to collapse"] is None
+
+
+def test_spreads_by_hand():
+    from report import spread
+    assert spread([1.0, None, 3.0], ".0f") == "2 (1 to 3); never in 1"
+    assert spread([None], ".0f") == "never" and spread([], ".0f") == ""
+    assert spread([0.5, 0.5], ".1f") == "0.5" and spread([0.5], ".1f", True) == "0.5"
+    assert spread([0.5, 0.5], ".1f", True) == "0.5 (0.5 to 0.5)"
 
 
 def test_rank_correlation_by_hand():
-    sys.path.insert(0, os.path.join(ROOT, "scripts"))
     import report
-    assert report.ranks([3.0, 1.0, 3.0, 7.0]) == [2.5, 1, 2.5, 4]
-    assert report.spearman([(1, 10), (2, 20), (3, 15)]) == 0.5
-    assert report.spearman([(1, 5), (2, 5)]) == 0.0
-    assert abs(report.spearman([(1, 4), (2, 3), (3, 1)]) + 1) < 1e-12
-    curve = [{"step": i + 1, "reward": reward} for i, reward in enumerate((0, 0, 1, 1, 1, 1, 1, 1))]
-    assert report.first_step(curve, 0.6) == 5 and report.first_step(curve, 1.0) == 7
-    assert report.first_step(curve, 1.1) is None
-
-
-def test_expert_iteration_goes_round(tmp_path):
-    env = {**os.environ, "OUT": str(tmp_path / "out"), "ROUNDS": "2", "PROBLEMS": "8", "SAMPLES": "4",
-           "FROM": "base", "BASE": "assets/tiny_base", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, os.path.join(ROOT, "kk_gen.py"), "--people", "3", "--num", "20",
-                    "--template", "compact", "--seed", "9", "--out", tmp_path / "p.jsonl"],
-                   check=True, capture_output=True)
-
-    def run(**more):
-        return subprocess.run(["bash", os.path.join(ROOT, "scripts", "expert_iteration.sh")], cwd=ROOT,
-                              env={**env, "DATA": str(tmp_path / "p.jsonl"), **more},
-                              capture_output=True, text=True)
-
-    done = run()
-    assert done.returncode == 0, done.stderr
-    first, second = tmp_path / "out" / "round-1", tmp_path / "out" / "round-2"
-    asked = [{row["id"] for row in read(folder / "problems.jsonl")} for folder in (first, second)]
-    assert len(asked[0]) == len(asked[1]) == 8 and not asked[0] & asked[1]
-    for folder, ids in zip((first, second), asked):
-        kept = read(folder / "correct.jsonl")
-        assert {row["id"] for row in kept} <= ids and all(row["reward"] == 1 for row in kept)
-        assert len({(row["id"], row["response"]) for row in kept}) == len(kept)
-
-    def made_from(file, name):
-        return json.loads(file.read_text())["settings"][name]
-    assert made_from(second / "rollouts.jsonl.config.json", "model").endswith("round-1/sft/model")
-    assert made_from(second / "sft" / "settings.json", "model") == "assets/tiny_base"
-    again = run()                                       # all is there
-    assert again.returncode == 0 and again.stdout.count("\n") == 1
-    assert run(FROM="start").returncode == 2
+    assert report.spearman([1, 2, 3], [10, 20, 15]) == 0.5
+    assert report.spearman([1, 2], [5, 5]) == 0.0
+    assert abs(report.spearman([1, 2, 3], [4, 3, 1]) + 1) < 1e-12
+    # ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5)
+    assert abs(report.spearman([1, 3, 3, 7], [1, 2, 3, 4]) - 0.9 ** 0.5) < 1e-12
+    rewards = [0, 0, 1, 1, 1, 1, 1, 1]
+    assert report.first_step(rewards, 0.6) == 5 and report.first_step(rewards, 1.0) == 7
+    assert report.first_step(rewards, 1.1) is None

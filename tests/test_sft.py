@@ -188,6 +188,7 @@ def test_nothing_is_waited_for_that_is_not_used(toy, tmp_path):
     assert metrics(tmp_path / "r")[-1]["eval"]
 
 
+@pytest.mark.extras
 def test_transformers_loads_what_was_made_from_scratch(toy):
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(toy / "base" / "model")

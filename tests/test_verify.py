@@ -388,6 +388,7 @@ def test_random_sums_and_products_are_equal_however_they_are_written():
     assert tried > 100
 
 
+@pytest.mark.extras
 def test_with_hypothesis():
     hypothesis = pytest.importorskip("hypothesis",
                                      reason="hypothesis is not installed: property search skipped")
