@@ -8,23 +8,21 @@ work must move or multiply, over the share of the card's limits that --share and
     a step of sampling   (longest answer * weight bytes + all keys and values read) / bandwidth
     a step of training   8 * parameters * tokens / matrix rate    (6 of these, 2 for recomputing)
 """
-import os
-import sys
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import cli  # noqa: E402
-import grpo  # noqa: E402
-from model import Config  # noqa: E402
-from sample import slot_bytes  # noqa: E402
-from sft import parameters_in  # noqa: E402
+import conductor  # noqa: F401
+import grpo
+from engine.cache import slot_bytes
+from engine.flags import command, parse
+from engine.memory import parameters_in, rollout_plan
+from model import Config
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Settings(grpo.Settings):
+    # ---- the card and the work
     memory: float = 80.0            # GB of the card that are free
     bandwidth: float = 3.35         # TB/s (an H100; an A100 has 2.0)
     rate: float = 990.0             # 10^12 bf16 operations a second (an A100: 312)
@@ -35,25 +33,21 @@ class Settings(grpo.Settings):
     examples: int = 1000            # in an SFT set, seen twice
 
 
-def main():
-    s = cli.parse(Settings, __doc__)
-    try:
-        config = Config.load(s.model)
-        ranks = SimpleNamespace(device=torch.device("cuda"), size=1, first=True)
-        grpo.plan(s, config, torch.bfloat16, ranks, s.prompt_tokens, SimpleNamespace(
-            state={}, first=True), 0.95 * s.memory * 1e9)
-    except (ValueError, OSError) as error:
-        cli.stop(error)
-    P, answers = parameters_in(config), s.prompts * s.group
-    read = answers * s.answer_tokens * (s.prompt_tokens + s.answer_tokens / 2) * slot_bytes(
-        config, 1024, torch.bfloat16) / 1024
-    sampling = (s.max_new_tokens * 2 * P + read) / (s.bandwidth * 1e12 * s.share)
-    training = 8 * P * answers * (s.prompt_tokens + s.answer_tokens) / (s.rate * 1e12 * s.mfu)
-    tuning = training / answers * s.examples * 2
+def main(settings: Settings) -> None:
+    config, dtype = Config.load(settings.model), torch.bfloat16
+    room, prompt, answer = settings.memory * 0.95e9, settings.prompt_tokens, settings.answer_tokens
+    print("\n".join(rollout_plan(settings, config, dtype, prompt, room).lines))
+    weights, answers = parameters_in(config), settings.prompts * settings.group
+    read = answers * answer * (prompt + answer / 2) * slot_bytes(config, 1024, dtype) / 1024
+    sampling = (settings.max_new_tokens * 2 * weights + read) / (
+        settings.bandwidth * 1e12 * settings.share)
+    training = 8 * weights * answers * (prompt + answer) / (settings.rate * 1e12 * settings.mfu)
+    tuning = training / answers * settings.examples * 2
     print(f"time: {sampling:.0f} s to sample and {training:.0f} s to train for each step of GRPO:"
-          f" {s.steps * (sampling + training) / 3600:.1f} h for {s.steps} steps; {tuning / 60:.1f}"
-          f" min to fine-tune on {s.examples} examples (arithmetic: see scripts/estimate.py)")
+          f" {settings.steps * (sampling + training) / 3600:.1f} h for {settings.steps} steps;"
+          f" {tuning / 60:.1f} min to fine-tune on {settings.examples} examples (arithmetic: see"
+          " scripts/estimate.py)")
 
 
 if __name__ == "__main__":
-    main()
+    command(main, parse(Settings, __doc__))

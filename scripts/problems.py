@@ -1,28 +1,31 @@
 """Official or our own problem files as the files of an experiment: split, and with prompts.
 
     python scripts/problems.py --source MATH/train.jsonl --parts sft=900 val=100 rl=0 --out data
+    python scripts/problems.py --source kk.jsonl --parts test=3:300,4:150 --no-shuffle --out data
     python scripts/problems.py --source data/rl.jsonl --template base --parts rl_base=0 --out data
 
-Each part is a file in --out, of so many problems; 0 takes all that are left. MATH and GSM8K lines
-come with their own solution as `response`, so a part is also a file of SFT examples. GSM8K's final
-answer is put in the box that the rules look for.
+Each part is a file in --out, of so many problems, or of so many of each level; 0 takes all that are
+left. MATH and GSM8K lines come with their own solution as `response`, so a part is also a file of
+SFT examples. GSM8K's final answer is put in the box that the rules look for.
 """
 import os
 import random
 import re
-import sys
 from dataclasses import dataclass
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import cli  # noqa: E402
+import conductor  # noqa: F401
+from engine.files import numbered_jsonl, read_jsonl, write_jsonl
+from engine.flags import command, limits, parse
+from engine.problems import as_problem, read_problems
+from engine.prompts import TEMPLATES
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Settings:
     source: list[str]           # MATH, GSM8K or K&K files, or ours
-    parts: list[str]            # such as sft=900 val=100 rl=0
+    parts: list[str]            # such as sft=900 val=100 rl=0, or test=3:300,4:150
     out: str                    # directory
-    template: str = ""          # make the prompts anew: chat, base or plain; without it our
+    template: str = limits("", one_of=("", *TEMPLATES))     # make the prompts anew; without it our
     #                             own keep theirs, and official files get chat
     shuffle: bool = True        # else in the order of the source
     seed: int = 0
@@ -42,44 +45,49 @@ def with_response(problem: dict) -> dict:
 def read(path: str, template: str) -> list[dict]:
     """The problems of a file; with a template, whatever prompts they had are made anew."""
     if not template:
-        return [with_response(problem) for problem in cli.read_problems(path)]
+        return [with_response({**row, **problem})
+                for row, problem in zip(read_jsonl(path), read_problems(path))]
     problems = []
-    for number, row in cli.numbered_jsonl(path):
-        bare = {key: value for key, value in row.items() if key not in ("prompt", "response")}
+    for number, row in numbered_jsonl(path):
+        bare = {name: value for name, value in row.items() if name not in ("prompt", "response")}
         try:
-            problem = cli.as_problem(bare, template, f"{os.path.basename(path)}:{number}")
-        except (TypeError, AttributeError):
-            problem = None
-        if problem is None:
-            cli.stop(f"{path}:{number}: no prompt can be made of it: needs the fields of an official"
-                     " K&K, MATH or GSM8K file")
-        problems.append(with_response({**problem, "id": row.get("id", problem["id"])}))
+            problem = as_problem(bare, template, f"{os.path.basename(path)}:{number}")
+            problems.append(with_response({**problem, "id": row.get("id", problem["id"])}))
+        except (TypeError, AttributeError):             # no problem, or a number instead of a text
+            raise ValueError(f"{path}:{number}: no prompt can be made of it: needs the fields of an"
+                             " official K&K, MATH or GSM8K file") from None
     return problems
 
 
-def main():
-    settings = cli.parse(Settings, __doc__)
-    if settings.template not in ("", "chat", "base", "plain"):
-        cli.stop(f"--template {settings.template}: chat, base or plain")
-    try:
-        parts = {name: int(count) for name, count in (p.split("=") for p in settings.parts)}
-    except ValueError:
-        cli.stop(f"--parts {' '.join(settings.parts)}: write them as sft=900 rl=0")
-    if min(parts.values()) < 0 or sorted(parts.values()).count(0) > 1:
-        cli.stop("--parts: not negative, and one of them at most is 0, for all that are left")
+def take(problems: list[dict], part: str) -> tuple[str, list[dict]]:
+    """The name and the problems of a part, as sft=900 or test=3:300,4:150 describes it."""
+    name, _, counts = part.partition("=")
+    chosen = []
+    for level, _, count in (one.rpartition(":") for one in counts.split(",")):
+        if not count.isdecimal():
+            raise ValueError(f"parts = {part}: write it as sft=900, test=3:300,4:150 or rl=0")
+        fitting = [problem for problem in problems if level in ("", str(problem["level"]))]
+        if len(fitting) < max(1, int(count)):
+            raise ValueError(f"{len(fitting)} problems are too few for {part}")
+        chosen += fitting[:int(count) or None]
+    return name, chosen
+
+
+def main(settings: Settings) -> None:
     problems = [problem for path in settings.source for problem in read(path, settings.template)]
     if len({problem["id"] for problem in problems}) < len(problems):
-        cli.stop(f"{' '.join(settings.source)}: problem ids are not unique")
-    if (wanted := sum(parts.values()) + (0 in parts.values())) > len(problems):
-        cli.stop(f"{len(problems)} problems are too few for {wanted}")
+        raise ValueError(f"{' '.join(settings.source)}: problem ids are not unique")
     if settings.shuffle:
         random.Random(f"problems, seed {settings.seed}").shuffle(problems)
-    for name, count in sorted(parts.items(), key=lambda part: not part[1]):     # the rest is last
-        chosen, problems = problems[:count or None], problems[count or len(problems):]
-        path = os.path.join(settings.out, name + ".jsonl")
-        cli.write_jsonl(path, chosen)
-        print(f"{path}: {len(chosen):,} problems")
+    parts = {}
+    for part in sorted(settings.parts, key=lambda part: part.endswith("=0")):   # the rest is last
+        name, parts[name] = take(problems, part)
+        ids = {problem["id"] for problem in parts[name]}
+        problems = [problem for problem in problems if problem["id"] not in ids]
+    for name, chosen in parts.items():
+        write_jsonl(f"{settings.out}/{name}.jsonl", chosen)
+        print(f"{settings.out}/{name}.jsonl: {len(chosen):,} problems")
 
 
 if __name__ == "__main__":
-    main()
+    command(main, parse(Settings, __doc__))

@@ -1,155 +1,169 @@
-"""The report of redistill_*.sh: tables, findings and figures from what its stages left behind.
+"""The report of redistill.py: tables, findings and figures from what its stages left behind.
 
     python scripts/report.py --runs runs/tiny-0 --out runs/tiny-0
-    python scripts/report.py --runs runs/tiny-{0,1,2,3,4} --out results/redistill_tiny
+    python scripts/report.py --runs runs/tiny-{0,1,2,3,4} --out results/redistill
 
-Writes report.md, models.csv (every model, measured in every way), curves.csv (every step of GRPO)
-and, where matplotlib is installed, figure.png. One run is shown with the 95 % intervals of its test
-problems; several with their mean and range.
+Writes models.csv (every model, measured in every way), curves.csv (every step of GRPO), figure.png
+where matplotlib is installed, and then report.md. One run is shown with the 95 % intervals of its
+test problems, several with their mean and range.
 """
 import csv
 import glob
-import json
 import os
-import sys
 from dataclasses import dataclass
+from statistics import StatisticsError, correlation
 
-from tqdm import tqdm
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import cli  # noqa: E402
-from kk_gen import STYLES  # noqa: E402
-from verify import read_rollouts, reward, styles, summary  # noqa: E402
+import conductor  # noqa: F401
+from engine.files import read_json, read_jsonl, whole_file
+from engine.flags import command, parse
+from kk_gen import STYLES
+from verify import read_rollouts, rows_of, score
 
 SMOOTH = 5      # steps in the running mean that says when GRPO has converged
+ABOUT = ("from", "made_with", "examples", "tokens", "answer_tokens", "effect", "effect_error",
+         "effect_per_token", "effect_cosine")           # a model, in this order in models.csv
+STEP = ("step", "samples", "tokens", "reward", "length", "kl", "cut_off", "entropy", "equal_groups")
 TOLD = {"base": "the base", "sft_a": "re-distilled, A", "sft_b": "re-distilled, B",
         "sft_foreign": "B's problems, another's answers", "sft_wrong": "GRPO's wrong answers",
         "sft_guess": "SFT on bare answers"}
+COLOURS = ("#4c566a", "#2a78c2", "#c2572a", "#3a9a5b", "#8a5bb0", "#b09a2a", "#b04a7a", "#2a9ab0",
+           "#7a4a2a", "#111111", "#9ac23a", "#e08ab0")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Settings:
-    runs: list[str]             # directories that redistill_*.sh made, with the same settings
+    runs: list[str]             # directories that redistill.py made, with the same settings
     out: str                    # directory for the report
     policy: str = "rl_base"     # whose answers were re-distilled
 
 
+# ---- what both reports need: rows are those of the CSV files ---------------------------------
+def pick(rows: list[dict], **wanted) -> list[dict]:
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def spread(values: list, form: str, always: bool = False) -> str:
+    """The mean of some numbers, and their range where they differ. None is what never came."""
+    here = [value for value in values if value is not None]
+    if not here:
+        return "never" if values else ""
+    text = format(mean(here), form)
+    if min(here) < max(here) or always and len(values) > 1:
+        text += f" ({min(here):{form}} to {max(here):{form}})"
+    return text + f"; never in {len(values) - len(here)}" * (len(here) < len(values))
+
+
+def flat(row: dict, *names: str) -> dict:
+    """The numbers of a row, or those that are named, then two columns for each style of answers."""
+    columns = {name: row[name] for name in names or row if name in row and name != "styles"}
+    for style, of in sorted(row.get("styles", {}).items()):
+        columns |= {f"share_{style}": of["share"], f"right_in_{style}": of["right"]}
+    return columns
+
+
+def markdown(head: str, rows: list[list[str]]) -> list[str]:
+    return [f"| {head} |", "|" + " --- |" * (head.count("|") + 1)] + [
+        f"| {' | '.join(row)} |" for row in rows]
+
+
+def canvas(rows: int, columns: int, size: tuple[float, float]):
+    """A figure and its axes, row by row; None, [] where matplotlib is not installed."""
+    try:
+        import matplotlib
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return print("(pip install matplotlib, and the report has figures)"), []
+    figure, axes = pyplot.subplots(rows, columns, layout="constrained", figsize=size)
+    return figure, axes.flatten()
+
+
+def band(axis, x, curves: list[list[float]], colour: str, label: str, alpha: float) -> None:
+    """The mean of some curves, as far as the shortest goes, over their range."""
+    columns = list(zip(*curves))
+    low, middle, high = (list(map(of, columns)) for of in (min, mean, max))
+    axis.plot(x[:len(columns)], middle, label=label, color=colour)
+    axis.fill_between(x[:len(columns)], low, high, alpha=alpha, color=colour, linewidth=0)
+
+
+def write(out: str, lines: list[str], figure, **tables) -> None:
+    """The files of a report. report.md comes last: where it is, all are."""
+    for name, rows in tables.items():
+        with whole_file(f"{out}/{name}.csv") as file:
+            writer = csv.DictWriter(file, dict.fromkeys(name for row in rows for name in row),
+                                    lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({name: round(value, 5) if isinstance(value, float) else value
+                              for name, value in row.items()} for row in rows)
+    for axis in figure.axes if figure else ():
+        axis.set_visible(axis.has_data())
+        axis.spines[["top", "right"]].set_visible(False)
+        if labels := axis.get_legend_handles_labels()[1]:
+            axis.legend(frameon=False, fontsize=8 if len(labels) < 9 else 7)
+    if figure:
+        with whole_file(f"{out}/figure.png", "wb") as file:
+            figure.savefig(file, dpi=130, format="png")
+    with whole_file(f"{out}/report.md") as file:
+        file.write("\n".join(lines) + "\n")
+    print("\n".join(lines) + "\n")
+
+
 # ---- what a run left behind ------------------------------------------------------------------
-def models_of(run: str) -> dict[str, dict]:
-    """What each model was made from and of how much, by name, in the order they were made."""
-    effects, path = {}, f"{run}/effect/summary.json"
-    if os.path.exists(path):
-        with open(path) as file:
-            effects = {row["data"]: {"effect": row["effect"], "effect_error": row["standard_error"],
-                                     "effect_per_token": row["per_token"],
-                                     "effect_cosine": row.get("cosine", "")}
-                       for row in json.load(file)["data"]}
-    models, folders = {"base": {"from": "", "made_with": "", "examples": 0, "tokens": 0}}, []
-    for path in glob.glob(f"{glob.escape(run)}/sft_*/settings.json") + glob.glob(
-            f"{glob.escape(run)}/rl_*/settings.json"):
-        with open(path) as file:
-            folders.append((os.path.dirname(path), json.load(file)["settings"]))
-    for folder, settings in sorted(folders, key=lambda pair: os.path.getmtime(pair[0] + "/model")):
-        curve = [row for row in cli.read_jsonl(folder + "/metrics.jsonl") if row["step"]]
+def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
+    """Every model in every way it was measured, every step of GRPO, the levels GRPO trained on."""
+    effects = {row["data"]: dict(zip(ABOUT[5:], (row["effect"], row["standard_error"],
+                                                 row["per_token"], row.get("cosine", ""))))
+               for row in (read_json(f"{run}/effect/summary.json") or {"data": []})["data"]}
+    label, curves, levels = {"run": os.path.basename(os.path.normpath(run))}, [], set()
+    models = {"base": dict.fromkeys(ABOUT, "") | {"examples": 0, "tokens": 0}}
+    folders = [os.path.dirname(path) for kind in ("sft", "rl")
+               for path in glob.glob(f"{glob.escape(run)}/{kind}_*/settings.json")]
+    for folder in sorted(folders, key=lambda folder: os.path.getmtime(folder + "/model")):
+        name, settings = os.path.basename(folder), read_json(folder + "/settings.json")["settings"]
+        steps = [row for row in read_jsonl(folder + "/metrics.jsonl") if row["step"]]
         start = os.path.basename(os.path.dirname(os.path.normpath(settings["model"])))
-        models[os.path.basename(folder)] = model = {
-            "from": start if start in models else "base", "tokens": curve[-1]["tokens"]}
+        models[name] = model = dict.fromkeys(ABOUT, "") | {
+            "from": start if start in models else "base", "tokens": steps[-1]["tokens"]}
         if "epochs" in settings:
-            examples = [row for path in settings["data"] for row in cli.read_jsonl(path)]
+            examples = [row for path in settings["data"] for row in read_jsonl(path)]
             model |= {"made_with": "SFT", "examples": len(examples)}
-            for path in settings["data"]:
-                model |= effects.get(os.path.splitext(os.path.basename(path))[0], {})
             if all("tokens" in row for row in examples):
                 model["answer_tokens"] = sum(len(row["tokens"]) for row in examples)
+            for path in settings["data"]:
+                model |= effects.get(os.path.splitext(os.path.basename(path))[0], {})
         else:
-            model |= {"made_with": "GRPO", "examples": curve[-1]["samples"], "curve": curve}
-    return models
+            model |= {"made_with": "GRPO", "examples": steps[-1]["samples"]}
+            curves += [{**label, "start": model["from"], **flat(row, *STEP)} for row in steps]
+            levels |= set(steps[-1]["by_level"] if name == policy else ())
+    if not levels:
+        raise ValueError(f"{run}: no GRPO run {policy} (--policy) in it")
+    rows = [{**label, "model": name, **models[name], **row} for name in models
+            for row in measured(run, name)]
+    return rows, curves, levels
 
 
-def measured(run: str, name: str) -> dict[tuple[str, str], dict]:
-    """{(how it was decoded, level): what its answers to the test are like}; level "all" too."""
-    cells = {}
+def measured(run: str, name: str) -> list[dict]:
+    """What a model's answers to the test are like: a row for each way and level, and for all."""
+    cells = []
     for how in ("sampled", "greedy"):
-        path = f"{run}/eval/{name}.{how}.jsonl"
-        rollouts = read_rollouts(path) if os.path.exists(path) else []
-        groups = {"all": rollouts} if rollouts else {}
-        for rollout in rollouts:
-            rollout["reward"] = reward(rollout, rollout["response"], rollout["finished"])
-            groups.setdefault(str(rollout["level"]), []).append(rollout)
-        for level, group in sorted(groups.items()):
-            cells[how, level] = {**summary(group), "styles": styles(group)}
+        if os.path.exists(path := f"{run}/eval/{name}.{how}.jsonl"):
+            score(rollouts := read_rollouts(path))
+            rows = rows_of(rollouts)
+            for row in rows if len(rows) > 1 else rows + [rows[0] | {"level": "all"}]:
+                row = flat({key: value for key, value in row.items() if key != "task"})
+                cells.append({"decoding": how, **row, "level": str(row["level"])})
+    if not cells:
+        raise ValueError(f"{run}: {name} was not evaluated: no eval/{name}.*.jsonl")
     return cells
 
 
-def first_step(curve: list[dict], target: float) -> int | None:
-    """The step whose reward, as a mean over the last SMOOTH steps, first reaches the target."""
-    for i in range(SMOOTH, len(curve) + 1):
-        if sum(row["reward"] for row in curve[i - SMOOTH:i]) / SMOOTH >= target:
-            return curve[i - 1]["step"]
-    return None
-
-
 # ---- what it says ----------------------------------------------------------------------------
-def on_trained(models: dict, name: str, how: str, policy: str) -> float | None:
-    """Accuracy of a model on the levels that the policy was trained on."""
-    levels = models[policy]["curve"][-1]["by_level"]
-    cells = [cell for (decoded, level), cell in models[name]["cells"].items()
-             if decoded == how and level in levels]
-    return sum(cell["accuracy"] * cell["n"] for cell in cells) / sum(
-        cell["n"] for cell in cells) if cells else None
-
-
-def findings(models: dict, how: str, policy: str) -> dict[str, float | None]:
-    """The numbers that the paper's claims are about. Accuracy is on the sizes GRPO trained on."""
-    def accuracy(name):
-        return on_trained(models, name, how, policy)
-
-    if (base := accuracy("base")) is None or not accuracy(policy):
-        return {}
-    rl, found = models[policy], {"accuracy: the base": base}
-    models = {name: model for name, model in models.items() if accuracy(name) is not None}
-    for name, model in models.items():
-        if model["made_with"]:
-            found[f"accuracy: {told(name)}"] = accuracy(name)
-    for name in (policy, *(name for name in models if models[name]["made_with"] == "SFT")):
-        if name == policy or not name.startswith("sft_at_"):
-            found[f"gain per 1,000 {'samples' if name == policy else 'examples'}: {told(name)}"] = (
-                accuracy(name) - accuracy(models[name]["from"])) / (models[name]["examples"] / 1000)
-    for name in filter(models.__contains__, ("sft_a", "sft_b", "sft_foreign")):
-        found[f"accuracy / the policy's: {told(name)}"] = accuracy(name) / accuracy(policy)
-    for name in filter(models.__contains__, ("sft_a", "sft_b")):
-        found[f"examples / samples of GRPO: {told(name)}"] = (
-            models[name]["examples"] / rl["examples"])
-        found[f"their tokens / tokens of GRPO: {told(name)}"] = (
-            models[name]["answer_tokens"] / rl["tokens"])
-    end = sum(row["reward"] for row in rl["curve"][-SMOOTH:]) / len(rl["curve"][-SMOOTH:])
-    for name, model in models.items():
-        if "curve" in model:
-            found[f"steps to 95 % of the policy's last reward: {told(name)}"] = (
-                first_step(model["curve"], 0.95 * end))
-    weighed = [name for name in models if models[name].get("effect_cosine", "") != ""]
-    for what, words in (("effect", "effect"), ("effect_per_token", "effect per token"),
-                        ("effect_cosine", "effect as cosine")) if len(weighed) > 2 else ():
-        found[f"rank correlation of gain and {words}, {len(weighed)} datasets"] = spearman(
-            [(models[name][what], accuracy(name)) for name in weighed])
-    return found
-
-
-def ranks(values: list[float]) -> list[float]:
-    """1 for the least; equal ones share the mean of their ranks."""
-    return [sum(one < value for one in values) + (values.count(value) + 1) / 2 for value in values]
-
-
-def spearman(pairs: list[tuple[float, float]]) -> float:
-    """The correlation of the ranks; 0 where one side is all equal."""
-    a, b = (ranks(list(side)) for side in zip(*pairs))
-    middle = (len(pairs) + 1) / 2
-    ab, aa, bb = (sum((x - middle) * (y - middle) for x, y in zip(u, v))
-                  for u, v in ((a, b), (a, a), (b, b)))
-    return ab / (aa * bb) ** 0.5 if aa and bb else 0.0
-
-
 def told(name: str) -> str:
+    """A model's name in words."""
     kind, _, of = name.partition("_")
     if kind == "rl":
         return f"GRPO from {told('sft_' + of if of != 'base' else 'base')}"
@@ -157,226 +171,178 @@ def told(name: str) -> str:
                               f"SFT on {of} chains")
 
 
-def spread(found: list[dict], what: str) -> str:
-    """A number of one run, or the mean of several with their range; None is what never came."""
-    asked = [one[what] for one in found if what in one]
-    values = [value for value in asked if value is not None]
-    if not values:
-        return "never" if asked else "-"
-    digits = 0 if isinstance(values[0], int) else 3
-    mean, low, high = (f"{value:.{digits}f}" for value in (
-        sum(values) / len(values), min(values), max(values)))
-    text = mean if len(asked) == 1 else f"{mean} ({low} to {high})"
-    return text + (f"; never in {len(asked) - len(values)}" if len(values) < len(asked) else "")
+def accuracies(rows: list[dict], how: str, levels: set[str]) -> dict[str, float]:
+    """Of the models of a run, on the levels that the policy was trained on."""
+    cells = {}
+    for row in rows:
+        if row["decoding"] == how and row["level"] in levels:
+            cells.setdefault(row["model"], []).append(row)
+    return {name: sum(row["accuracy"] * row["n"] for row in of) / sum(row["n"] for row in of)
+            for name, of in cells.items()}
 
 
-def percent(cells: list[dict]) -> str:
-    """Accuracy with its interval over problems, or with its range over runs."""
-    if not cells:
-        return ""
-    accuracies = [cell["accuracy"] for cell in cells]
-    low, high = (cells[0]["low"], cells[0]["high"]) if len(cells) == 1 else (
-        min(accuracies), max(accuracies))
-    return f"{sum(accuracies) / len(cells):.1%} ({low:.1%} to {high:.1%})"
+def first_step(rewards: list[float], target: float) -> int | None:
+    """The step whose reward, as a mean over the last SMOOTH steps, first reaches the target."""
+    return next((i for i in range(SMOOTH, len(rewards) + 1)
+                 if mean(rewards[i - SMOOTH:i]) >= target), None)
 
 
-def report(runs: list[dict], settings) -> str:
-    """runs: the models of each. As markdown."""
-    first = runs[0]
-    hows = [how for how in ("sampled", "greedy")
-            if any(how == key[0] for key in first["base"]["cells"])]
-    levels = sorted({level for how, level in first["base"]["cells"]} - {"all"})
-    ranges = "95 % intervals" if len(runs) == 1 else f"means of {len(runs)} runs and their range"
-    lines = ["# Re-distillation", "", f"Accuracy on test problems, with {ranges}; `sampled`: at the"
-             " temperature of training, `greedy`: at 0. Tokens: trained on for SFT (all epochs,"
-             " prompts too), sampled for GRPO.", ""]
-    written = [style for style in (*STYLES, "mixed", "other") if any(
-        style in cell["styles"] for models in runs for model in models.values()
-        for cell in model["cells"].values())]
+def spearman(*sides: list[float]) -> float:
+    """The correlation of ranks, where equal ones share theirs; 0 where one side is all equal."""
+    try:
+        return correlation(*([sum(one < value for one in side) + side.count(value) / 2
+                              for value in side] for side in sides))
+    except StatisticsError:
+        return 0.0
+
+
+def findings(rows: list[dict], curves: list[dict], levels, how: str, policy: str) -> dict:
+    """The numbers that the paper's claims are about, of one run."""
+    accuracy, models = accuracies(rows, how, levels), {row["model"]: row for row in rows}
+    if "base" not in accuracy or not accuracy.get(policy):
+        return {}
+    rl, numbers = models[policy], {f"accuracy: {told(name)}": accuracy[name] for name in accuracy}
+    for name in (policy, *(name for name in accuracy if models[name]["made_with"] == "SFT")):
+        model, word = models[name], "samples" if name == policy else "examples"
+        if not name.startswith("sft_at_"):
+            numbers[f"gain per 1,000 {word}: {told(name)}"] = (
+                accuracy[name] - accuracy[model["from"]]) / (model["examples"] / 1000)
+    for name in filter(accuracy.__contains__, ("sft_a", "sft_b", "sft_foreign")):
+        numbers[f"accuracy / the policy's: {told(name)}"] = accuracy[name] / accuracy[policy]
+    for name in filter(accuracy.__contains__, ("sft_a", "sft_b")):
+        for words, of, all_of in (("examples / samples of GRPO", "examples", "examples"),
+                                  ("their tokens / tokens of GRPO", "answer_tokens", "tokens")):
+            numbers[f"{words}: {told(name)}"] = models[name][of] / rl[all_of]
+    rewards = {name: [row["reward"] for row in pick(curves, start=models[name]["from"])]
+               for name in accuracy if models[name]["made_with"] == "GRPO"}
+    for name in rewards:
+        numbers[f"steps to 95 % of the policy's last reward: {told(name)}"] = first_step(
+            rewards[name], 0.95 * mean(rewards[policy][-SMOOTH:]))
+    weighed = [name for name in accuracy if models[name]["effect_cosine"] != ""]
+    for what in ("effect", "effect_per_token", "effect_cosine") if len(weighed) > 2 else ():
+        words = what.replace("_cosine", "_as_cosine").replace("_", " ")
+        numbers[f"rank correlation of gain and {words}, {len(weighed)} datasets"] = spearman(
+            [models[name][what] for name in weighed], [accuracy[name] for name in weighed])
+    return numbers
+
+
+def interval(rows: list[dict]) -> tuple[float, float]:
+    """Of accuracy: the interval over the problems of one run, or the range of several runs."""
+    accuracy = [row["accuracy"] for row in rows]
+    return (rows[0]["low"], rows[0]["high"]) if len(rows) == 1 else (min(accuracy), max(accuracy))
+
+
+def model_line(rows: list[dict], ways: list[tuple[str, str]], written: list[str]) -> list[str]:
+    """A line of the table: a model, as a mean over runs."""
+    whole = pick(rows, decoding=ways[0][0], level="all")
+    line = [told(rows[0]["model"]), told(rows[0]["from"]) if rows[0]["from"] else ""]
+    line += [f"{mean([row[what] for row in whole]):,.0f}" if rows[0][what] else ""
+             for what in ("examples", "tokens")]
+    for how, level in ways:
+        cell = pick(rows, decoding=how, level=level)
+        line.append("{:.1%} ({:.1%} to {:.1%})".format(
+            mean([row["accuracy"] for row in cell]), *interval(cell)) if cell else "")
+    line.append(f"{mean([row['length'] for row in whole]):.0f}")
+    for style in written:
+        share = sum(row.get(f"share_{style}", 0) for row in whole)
+        right = sum(row.get(f"share_{style}", 0) * row.get(f"right_in_{style}", 0) for row in whole)
+        line.append(f"{share / len(whole):.0%}, {right / share:.0%}" if share else "0")
+    return line
+
+
+def report(runs: list[tuple], policy: str, drawn: bool) -> list[str]:
+    rows = [row for run in runs for row in run[0]]
+    ways = [(row["decoding"], row["level"]) for row in pick(runs[0][0], model="base")
+            if row["level"] != "all"]
+    hows = list(dict.fromkeys(how for how, _ in ways))
+    written = [style for style in (*STYLES, "mixed", "other")
+               if any(f"share_{style}" in row for row in rows)]
     head = ["model", "made from", "examples or samples", "tokens",
-            *(f"level {level}, {how}" for how in hows for level in levels), "length",
+            *(f"level {level}, {how}" for how, level in ways), "length",
             *(f"{style}: share, right" for style in written)]
-    lines += ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for name in first:
-        models = [models[name] for models in runs if name in models]
-        cells = [model["cells"].get((hows[0], "all")) for model in models]
-        row = [told(name), told(models[0]["from"]) if models[0]["from"] else "",
-               *(f"{sum(model[what] for model in models) / len(models):,.0f}" if any(
-                   model[what] for model in models) else "" for what in ("examples", "tokens")),
-               *(percent([model["cells"][how, level] for model in models
-                          if (how, level) in model["cells"]]) for how in hows for level in levels),
-               f"{sum(cell['length'] for cell in cells) / len(cells):.0f}"]
-        for style in written:
-            shares = [cell["styles"][style] for cell in cells if style in cell["styles"]]
-            share = sum(of["share"] for of in shares)
-            right = sum(of["share"] * of["right"] for of in shares)
-            row.append(f"{share / len(cells):.0%}, {right / share:.0%}" if share else "0")
-        lines.append("| " + " | ".join(row) + " |")
-    found = {how: [findings(models, how, settings.policy) for models in runs] for how in hows}
-    lines += ["", "On the sizes that GRPO trained on:", "", "| | " + " | ".join(hows) + " |",
-              "|" + " --- |" * (1 + len(hows))]
-    lines += [f"| {what} | " + " | ".join(spread(found[how], what) for how in hows) + " |"
-              for what in found[hows[0]][0]]
-    if os.path.exists(os.path.join(settings.out, "figure.png")):
-        lines += ["", "![learning curves, accuracy, styles](figure.png)"]
-    return "\n".join(lines) + "\n"
-
-
-def write_csv(path: str, rows: list[dict]) -> None:
-    fields = list(dict.fromkeys(field for row in rows for field in row))
-    with open(path + ".partial", "w", newline="") as file:
-        writer = csv.DictWriter(file, fields, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({field: round(value, 5) if isinstance(value, float) else value
-                          for field, value in row.items()} for row in rows)
-    os.replace(path + ".partial", path)
-
-
-def tables(names: list[str], runs: list[dict]) -> tuple[list[dict], list[dict]]:
-    """The rows of models.csv and of curves.csv."""
-    flat, curves = [], []
-    for run, models in zip(names, runs):
-        for name, model in models.items():
-            about = {"run": os.path.basename(os.path.normpath(run)), "model": name,
-                     **{key: model.get(key, "") for key in (
-                         "from", "made_with", "examples", "tokens", "answer_tokens", "effect",
-                         "effect_error", "effect_per_token", "effect_cosine")}}
-            for (how, level), cell in model["cells"].items():
-                flat.append({**about, "decoding": how, "level": level, **{
-                    key: value for key, value in cell.items() if key != "styles"},
-                    **as_columns(cell)})
-            for row in model.get("curve", ()):
-                curves.append({"run": about["run"], "start": model["from"], **{
-                    key: row[key] for key in ("step", "samples", "tokens", "reward", "length", "kl",
-                                              "cut_off", "entropy", "equal_groups") if key in row},
-                    **as_columns(row)})
-    return flat, curves
-
-
-def as_columns(row: dict) -> dict[str, float]:
-    """Columns for each style of a row: its share, and how often it is right."""
-    return {f"{what}_{style}": of[key] for style, of in sorted(row.get("styles", {}).items())
-            for what, key in (("share", "share"), ("right_in", "right"))}
-
-
-def write_report(out: str, text: str, drawn: bool) -> None:
-    """report.md, the last of a report's files: where it is, all are."""
-    path = os.path.join(out, "report.md")
-    with open(path + ".partial", "w") as file:
-        file.write(text)
-    os.replace(path + ".partial", path)
-    print(text)
-    if not drawn:
-        print("(pip install matplotlib, and the report has figures)")
+    table = [model_line(pick(rows, model=name), ways, written)
+             for name in dict.fromkeys(row["model"] for row in runs[0][0])]
+    numbers = {how: [findings(*run, how, policy) for run in runs] for how in hows}
+    lines = []
+    for what, value in numbers[hows[0]][0].items():
+        form = ".0f" if isinstance(value, int) else ".3f"
+        lines.append([what, *(spread([one[what] for one in numbers[how] if what in one], form, True)
+                              or "-" for how in hows)])
+    ranges = "95 % intervals" if len(runs) == 1 else f"means of {len(runs)} runs and their range"
+    return ["# Re-distillation", "", f"Accuracy on test problems, with {ranges}; `sampled`: at the"
+            " temperature of training, `greedy`: at 0. Tokens: trained on for SFT (all epochs,"
+            " prompts too), sampled for GRPO.", "", *markdown(" | ".join(head), table),
+            "", "On the sizes that GRPO trained on:", "", *markdown("| " + " | ".join(hows), lines),
+            *(("", "![learning curves, accuracy, styles](figure.png)") if drawn else ())]
 
 
 # ---- how it looks ----------------------------------------------------------------------------
-COLOURS = ("#4c566a", "#2a78c2", "#c2572a", "#3a9a5b", "#8a5bb0", "#b09a2a", "#b04a7a", "#2a9ab0",
-           "#7a4a2a", "#111111", "#9ac23a", "#e08ab0")
-
-
-def figure(runs: list[dict], policy: str, path: str) -> bool:
-    """Learning curves; accuracy of every model; styles while the policy learns. False: cannot."""
-    try:
-        import matplotlib
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        return False
-    first = runs[0]
-    how = next(iter(first["base"]["cells"]))[0]
-    styled = any(set(STYLES) & set(row["styles"]) for row in first[policy]["curve"])
-    weighed = [name for name in first if first[name].get("effect_cosine", "") != ""]
-    rows = 2 if styled or weighed else 1
-    plot, axes = pyplot.subplots(rows, 2, layout="constrained", figsize=(11, 4.4 * rows))
-    axes = axes.flatten()
-    band = "" if len(runs) == 1 else f" (mean and range of {len(runs)} runs)"
-
-    def over_runs(axis, series, label, colour):
-        shortest = min(map(len, series))
-        columns = list(zip(*(one[:shortest] for one in series)))
-        steps = range(1, shortest + 1)
-        middle = [sum(column) / len(column) for column in columns]
-        axis.plot(steps, middle, label=label, color=colour)
-        if len(runs) > 1:
-            axis.fill_between(steps, list(map(min, columns)), list(map(max, columns)), alpha=0.2,
-                              color=colour, linewidth=0)
-
-    def smooth(values):
-        windows = (values[max(0, i - SMOOTH + 1):i + 1] for i in range(len(values)))
-        return [sum(window) / len(window) for window in windows]
-
-    grpo = [name for name in first if first[name]["made_with"] == "GRPO"]
-    for name, colour in zip(grpo, COLOURS[1:]):
-        over_runs(axes[0], [smooth([row["reward"] for row in models[name]["curve"]])
-                            for models in runs], f"from {told(first[name]['from'])}", colour)
-    axes[0].set(xlabel="GRPO step", ylabel="reward on new problems", ylim=(0, 1),
-                title="Learning curves" + band)
-    axes[0].legend(frameon=False, fontsize=8)
-
-    levels = sorted({level for decoded, level in first["base"]["cells"]} - {"all"})
-    height = 0.8 / len(levels)
-    for i, level in enumerate(levels):
-        for y, name in enumerate(first):
-            values = [models[name]["cells"][how, level] for models in runs]
-            mean = sum(cell["accuracy"] for cell in values) / len(values)
-            ends = ([values[0]["low"], values[0]["high"]] if len(runs) == 1 else
-                    [f(cell["accuracy"] for cell in values) for f in (min, max)])
-            axes[1].barh(y + i * height, mean, height, color=COLOURS[1 + i], label=None if y else (
-                f"level {level}"), ecolor="#777777",
-                xerr=[[max(0, mean - ends[0])], [max(0, ends[1] - mean)]])  # equal ones round
-    axes[1].set(yticks=[y + 0.4 - height / 2 for y in range(len(first))], xlim=(0, 1),
-                yticklabels=[told(name) for name in first], xlabel=f"accuracy, {how}",
-                title="Every model on test problems")
-    axes[1].invert_yaxis()
-    axes[1].legend(frameon=False, fontsize=8)
+def draw(runs: list[tuple], policy: str):
+    """Learning curves; accuracy of every model; styles while the policy learns; effect and gain."""
+    models = {row["model"]: row for row in runs[0][0]}
+    how = runs[0][0][0]["decoding"]
+    curve = [pick(curves, start=models[policy]["from"]) for _, curves, _ in runs]
+    styled = any(f"share_{style}" in row for row in curve[0] for style in STYLES)
+    weighed = [name for name in models if models[name]["effect_cosine"] != ""]
+    height = 2 if styled or weighed else 1
+    figure, axes = canvas(height, 2, (11, 4.4 * height))
+    if not figure:
+        return None
+    steps = range(1, 1 + max(row["step"] for _, curves, _ in runs for row in curves))
+    starts = [model["from"] for model in models.values() if model["made_with"] == "GRPO"]
+    for start, colour in zip(starts, COLOURS[1:]):
+        rewards = [[row["reward"] for row in pick(curves, start=start)] for _, curves, _ in runs]
+        smooth = [[mean(one[max(0, i - SMOOTH):i]) for i in range(1, 1 + len(one))]
+                  for one in rewards]
+        band(axes[0], steps, smooth, colour, f"from {told(start)}", 0.2)
+    axes[0].set(xlabel="GRPO step", ylabel="reward on new problems", ylim=(0, 1), title="Learning"
+                " curves" + f" (mean and range of {len(runs)} runs)" * (len(runs) > 1))
+    draw_accuracy(axes[1], [row for rows, _, _ in runs for row in pick(rows, decoding=how)])
+    for style, colour in zip(STYLES, COLOURS[1:]) if styled else ():
+        shares = [[row.get(f"share_{style}", 0.0) for row in one] for one in curve]
+        band(axes[2], steps, shares, colour, style, 0.2)
     if styled:
-        for style, colour in zip(STYLES, COLOURS[1:]):
-            over_runs(axes[2], [[row["styles"].get(style, {"share": 0.0})["share"] for row in
-                                 models[policy]["curve"]] for models in runs], style, colour)
         axes[2].set(xlabel="GRPO step", ylabel="share of answers", ylim=(0, 1),
                     title=f"Styles, {told(policy)}")
-        axes[2].legend(frameon=False, fontsize=8)
+    for i, name in enumerate(weighed):
+        accuracy = [accuracies(rows, how, levels) for rows, _, levels in runs]
+        axes[-1].scatter([pick(rows, model=name)[0]["effect_cosine"] for rows, _, _ in runs],
+                         [one[name] - one["base"] for one in accuracy], s=22, label=told(name),
+                         color=COLOURS[i % len(COLOURS)], marker="os^v"[i // len(COLOURS)])
     if weighed:
-        for i, name in enumerate(weighed):
-            pairs = [(models[name]["effect_cosine"], on_trained(models, name, how, policy) -
-                      on_trained(models, "base", how, policy)) for models in runs]
-            axes[-1].scatter(*zip(*pairs), color=COLOURS[i % len(COLOURS)], s=22, label=told(name),
-                             marker="os^v"[i // len(COLOURS)])
         axes[-1].axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
         axes[-1].set(xlabel="mean sample effect at the base, as cosine",
                      ylabel="gain in accuracy by SFT", title="What effect foretells")
-        axes[-1].legend(frameon=False, fontsize=7)
-    for axis in axes:
-        axis.set_visible(axis.has_data())
-        axis.spines[["top", "right"]].set_visible(False)
-    plot.savefig(path + ".partial", dpi=130, format="png")
-    os.replace(path + ".partial", path)
-    return True
+    return figure
 
 
-def main():
-    settings = cli.parse(Settings, __doc__)
-    runs = []
-    for run in tqdm(settings.runs, desc="read", leave=False, delay=1):
-        if not os.path.isdir(run):
-            cli.stop(f"{run}: no such directory")
-        runs.append(models_of(run))
-        for name, model in runs[-1].items():
-            if not (cells := measured(run, name)):
-                cli.stop(f"{run}: {name} was not evaluated: no eval/{name}.*.jsonl")
-            model["cells"] = cells
-        if "curve" not in runs[-1].get(settings.policy, {}):
-            cli.stop(f"{run}: no GRPO run {settings.policy} (--policy) in it")
-        if set(runs[-1]) != set(runs[0]):
-            cli.stop(f"{run} and {settings.runs[0]} hold different models")
-    os.makedirs(settings.out, exist_ok=True)
-    drawn = figure(runs, settings.policy, os.path.join(settings.out, "figure.png"))
-    for name, rows in zip(("models", "curves"), tables(settings.runs, runs)):
-        write_csv(os.path.join(settings.out, name + ".csv"), rows)
-    text = report(runs, settings)
-    write_report(settings.out, text, drawn)
+def draw_accuracy(axis, rows: list[dict]) -> None:
+    """A bar for each model and level."""
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    levels = sorted({row["level"] for row in rows} - {"all"})
+    height = 0.8 / len(levels)
+    for i, level in enumerate(levels):
+        cells = [pick(rows, model=name, level=level) for name in names]
+        middle = [mean([row["accuracy"] for row in cell]) for cell in cells]
+        axis.barh([y + i * height for y in range(len(names))], middle, height, color=COLOURS[1 + i],
+                  ecolor="#777777", label=f"level {level}",         # equal ones may round below 0
+                  xerr=[[max(0, one - interval(cell)[0]) for one, cell in zip(middle, cells)],
+                        [max(0, interval(cell)[1] - one) for one, cell in zip(middle, cells)]])
+    axis.set(yticks=[y + 0.4 - height / 2 for y in range(len(names))], xlim=(0, 1),
+             yticklabels=[told(name) for name in names], xlabel=f"accuracy, {rows[0]['decoding']}",
+             title="Every model on test problems")
+    axis.invert_yaxis()
+
+
+def main(settings: Settings) -> None:
+    runs = [read_run(run, settings.policy) for run in settings.runs]
+    names = [{row["model"] for row in rows} for rows, _, _ in runs]
+    if any(one != names[0] for one in names):
+        raise ValueError(f"{' '.join(settings.runs)} do not hold the same models")
+    figure = draw(runs, settings.policy)
+    write(settings.out, report(runs, settings.policy, bool(figure)), figure,
+          models=sum((run[0] for run in runs), []), curves=sum((run[1] for run in runs), []))
 
 
 if __name__ == "__main__":
-    main()
+    command(main, parse(Settings, __doc__))

@@ -1,0 +1,78 @@
+"""Does it help to choose by sample effect? From a finished run of the lab: of the correct
+answers of the first and of the last steps of GRPO (at most 4 to a problem), the quarter with the
+highest effect, a random one and the lowest. The base is fine-tuned on each and tested on puzzles
+of 3 people.
+
+    python scripts/selection.py runs/tiny-0     # runs/tiny-0/selection/report.txt
+"""
+import glob
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+
+from conductor import Experiment, Plan
+from engine.files import whole_file
+from engine.flags import command, limits, parse
+
+
+@dataclass(kw_only=True)
+class Settings(Experiment):
+    run: str                    # directory of a finished `redistill.py tiny`
+    base: str = "assets/tiny_base"      # directory of its base model
+    when: list[str] = field(default_factory="first last".split)         # steps of GRPO
+    by: list[str] = field(default_factory="effect per_token cosine".split)
+    problems: int = limits(300, at_least=3)     # to test on; a third of them for the effects
+
+
+def add_sets(plan: Plan, when: str, steps: list[str]) -> list[str]:
+    """Make the sets of answers of these steps, and return their names."""
+    plan.add("""2 answers of the {when} steps
+        python scripts/keep_correct.py --data [steps] --per-problem 4 --seed {seed}
+            --out {out}/{when}.jsonl""", vars())
+    names = [f"{when}_{by}_{end}" for by in plan.by for end in ("highest", "lowest")]
+    for name in names:
+        by, end = name.removeprefix(f"{when}_").rsplit("_", 1)
+        more = "--exact " * (by == "cosine") + "--lowest" * (end == "lowest")
+        plan.add("""20 {name} -> {out}/{name}.jsonl
+            python effect.py --model {base} --seed {seed} --test {run}/data/test.jsonl
+                --data {out}/{when}.jsonl --limit {third} --max-new-tokens 300 --max-length 512
+                --no-halves --norms 0 --quantile 0.25 --by {by} [more]
+                --select {out}/{name}.jsonl""", vars())
+    plan.add("""1 as many at random
+        python scripts/keep_correct.py --data {out}/{when}.jsonl --per-problem 0 --seed {seed}
+            --as-many-as {out}/{name}.jsonl --out {out}/{when}_random.jsonl""", vars())
+    return [*sorted(names), f"{when}_random"]
+
+
+def main(settings: Settings) -> None:
+    settings.out = settings.out or f"{settings.run}/selection"
+    if not os.path.exists(f"{settings.run}/report.md"):
+        raise ValueError(f"{settings.run}: no finished run of redistill.py tiny")
+    plan = Plan(settings)
+    plan.third = settings.problems // 3
+    with open(f"{settings.run}/settings.txt") as file:
+        plan.seed = dict(line.rstrip("\n").partition(": ")[::2] for line in file)["seed"]
+    steps = sorted(glob.glob(glob.escape(settings.run) + "/rl_base/rollouts/step-*.jsonl"))
+    names = [name for when in settings.when
+             for name in add_sets(plan, when, steps[:11] if when == "first" else steps[-11:])]
+    for name in names:
+        plan.add("""10 fine-tune the base on {name}
+            python sft.py --model {base} --data {out}/{name}.jsonl --seed {seed}
+                --out {out}/sft_{name} --lr 5e-4 --batch 16 --epochs 4 --max-length 512
+            5 evaluate sft_{name}
+            python sample.py --model {out}/sft_{name}/model --data {run}/data/test.jsonl
+                --limit {problems} --out {out}/eval_{name}.jsonl --n 2 --temperature 1
+                --max-new-tokens 300""", vars())
+    plan.conduct(f"{settings.out}/report.txt")
+    if not settings.dry_run:
+        with whole_file(f"{settings.out}/report.txt") as file:
+            for name in names:
+                check = [sys.executable, "verify.py", f"{settings.out}/eval_{name}.jsonl"]
+                table = subprocess.run(check, check=True, capture_output=True, text=True).stdout
+                print(line := f"{name:32}{table.splitlines()[1]}")
+                file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    command(main, parse(Settings, __doc__, positional="run"))
