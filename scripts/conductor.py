@@ -18,8 +18,8 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)        # Every script imports this file first, so that it finds the rooms.
 
-from engine.files import whole_file  # noqa: E402
-from engine.flags import Stopped, limits  # noqa: E402
+from engine.files import whole_file
+from engine.flags import Stopped, limits
 
 TRAINERS = ("sft.py", "grpo.py", "ppo.py")
 

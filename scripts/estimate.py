@@ -10,18 +10,17 @@ work must move or multiply, over the share of the card's limits that --share and
 """
 from dataclasses import dataclass
 
-import torch
-
-import conductor  # noqa: F401
-import grpo
-from engine.cache import slot_bytes
+import conductor  # so that Python finds the files above scripts/
 from engine.flags import command, parse
-from engine.memory import parameters_in, rollout_plan
-from model import Config
+from engine.settings import RolloutTraining
 
 
 @dataclass(kw_only=True)
-class Settings(grpo.Settings):
+class Settings(RolloutTraining):
+    prompts: int = 128              # problems in a step
+    group: int = 8                  # answers to each
+    lr: float = 0.0                 # for grpo.py's flags to be taken as they are
+    kl: float = 0.0                 # weight of the KL: it needs a reference model in memory
     # ---- the card and the work
     memory: float = 80.0            # GB of the card that are free
     bandwidth: float = 3.35         # TB/s (an H100; an A100 has 2.0)
@@ -31,6 +30,16 @@ class Settings(grpo.Settings):
     prompt_tokens: int = 250        # mean length of a prompt
     answer_tokens: int = 700        # and of an answer
     examples: int = 1000            # in an SFT set, seen twice
+
+
+if __name__ == "__main__":      # before torch is imported: --help and a wrong flag answer at once
+    settings = parse(Settings, __doc__)
+
+import torch
+
+from engine.cache import slot_bytes
+from engine.memory import parameters_in, rollout_plan
+from model import Config
 
 
 def main(settings: Settings) -> None:
@@ -50,4 +59,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    command(main, parse(Settings, __doc__))
+    command(main, settings)

@@ -10,7 +10,7 @@ The tokens that were sampled are kept, so sft.py trains on just these.
 import random
 from dataclasses import dataclass
 
-import conductor  # noqa: F401
+import conductor  # so that Python finds the files above scripts/
 from engine.files import check_output, read_jsonl, write_jsonl
 from engine.flags import command, limits, parse
 from verify import read_rollouts, reward

@@ -13,7 +13,7 @@ import random
 import re
 from dataclasses import dataclass
 
-import conductor  # noqa: F401
+import conductor  # so that Python finds the files above scripts/
 from engine.files import numbered_jsonl, read_jsonl, write_jsonl
 from engine.flags import command, limits, parse
 from engine.problems import as_problem, read_problems

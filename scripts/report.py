@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from statistics import StatisticsError, correlation
 
-import conductor  # noqa: F401
+import conductor  # so that Python finds the files above scripts/
 from engine.files import read_json, read_jsonl, whole_file
 from engine.flags import command, parse
 from kk_gen import STYLES

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-import conductor  # noqa: F401
+import conductor  # so that Python finds the files above scripts/
 import kk_gen
 from engine.files import check_output, write_jsonl
 from engine.flags import command, limits, parse
