@@ -72,6 +72,8 @@ def _source(settings_class):
                 last = None if field[1] in known else field[1]
                 if last:
                     comments[last], groups[last] = field[2] or "", group
+            elif re.match(r"    (def|@)", line):            # methods follow the fields
+                break
             elif last and (more := re.match(r"\s+#\s*(.*)", line)):
                 comments[last] += " " + more[1]
     return comments, groups

@@ -22,7 +22,8 @@ def read_config(path: str, config_class):
     path = os.path.join(path, "config.json") if os.path.isdir(path) else path
     raw = read_json(path)
     if not isinstance(raw, dict):
-        raise ValueError(f"{path}: no such file or directory, or no JSON object in it")
+        raise ValueError(f"{path}: " + ("no such file or directory" if raw is None else
+                                        "not a JSON object"))
     layers, rope = raw.get("num_hidden_layers", 0), raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or rope                   # transformers 5 writes `rope`
     sliding = (raw.get("use_sliding_window") and raw.get("sliding_window")

@@ -96,7 +96,8 @@ def test_the_graph_way_equals_the_plain_way(as_graphs, monkeypatch):
 
 
 def test_what_a_graph_runs_beyond_the_running_is_done(as_graphs, monkeypatch):
-    """A sequence that moves leaves a copy of itself, which would go on in a graph until it ends."""
+    """A sequence that moves leaves a copy of itself, and an abandoned call leaves all of its own.
+    In a graph they would go on until they end, or beyond the end of their slot."""
     step, beyond = S.Slots.step, []
 
     def watched(self, lengths):
@@ -104,8 +105,14 @@ def test_what_a_graph_runs_beyond_the_running_is_done(as_graphs, monkeypatch):
         assert self.done[len(lengths):].all()
         step(self, lengths)
     monkeypatch.setattr(S.Slots, "step", watched)
-    run_all(tiny(), slots=8, max_new_tokens=80, stop={1, 17, 23, 30, 41})
+    model, settings = tiny(), {"max_new_tokens": 80, "slots": 8, "stop": {1, 17, 23, 30, 41}}
+    run_all(model, **settings)
     assert any(beyond)
+    kept = model.slots
+    next(S.as_they_end(model, PROMPTS, **settings))
+    assert model.slots is kept and not kept.done.all()
+    S.generate(model, PROMPTS[:3], **settings)
+    assert model.slots is kept
 
 
 @pytest.mark.parametrize("value, rows, pages", [
@@ -506,7 +513,9 @@ def test_rollouts_of_another_file_are_not_continued(tmp_path, problems):
     with pytest.raises(ValueError, match="ids are not unique"):
         rollouts(rows + rows[:1])
     with rollouts(rows) as first:
-        first.add(rows[0], 0, S.Sample([1], [-0.5], True), "", 0.0)
+        for token in (1, 2):                                # What is there already stays.
+            first.add(rows[0], 0, S.Sample([token], [-0.5], True), "", 0.0)
+    assert [row["tokens"] for row in read(tmp_path / "r.jsonl.partial")] == [[1]]
     assert rollouts(rows).missing() == ([*range(1, 40)], rows[1:])
     with pytest.raises(ValueError, match="d.jsonl has changed since"):
         rollouts(rows[1:])

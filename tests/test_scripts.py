@@ -31,8 +31,8 @@ def script(name, *flags, code=0):
 
 
 def puzzles(path, *flags):
-    subprocess.run([sys.executable, os.path.join(ROOT, "kk_gen.py"), *map(str, flags), "--out", path],
-                   check=True, capture_output=True)
+    command = [sys.executable, os.path.join(ROOT, "kk_gen.py"), *map(str, flags), "--out", path]
+    subprocess.run(command, check=True, capture_output=True)
     return path
 
 
@@ -147,7 +147,8 @@ def test_official_files_are_split_and_boxed(tmp_path):
     source = write(tmp_path / "math.jsonl", [
         {"problem": f"{i} + 1?", "level": "Level 2", "unique_id": f"m{i}",
          "solution": f"It is $\\boxed{{{i + 1}}}$."} for i in range(10)])
-    script("problems.py", "--source", source, "--parts", "sft=3", "rl=0", "val=2", "--out", tmp_path)
+    script("problems.py", "--source", source, "--parts", "sft=3", "rl=0", "val=2", "--out",
+           tmp_path)
     parts = [read(tmp_path / f"{name}.jsonl") for name in ("sft", "val", "rl")]
     assert [len(part) for part in parts] == [3, 2, 5]
     assert sorted(row["id"] for part in parts for row in part) == sorted(f"m{i}" for i in range(10))
@@ -161,9 +162,11 @@ def test_official_files_are_split_and_boxed(tmp_path):
                                           "Let's think step by step."}
     gsm = write(tmp_path / "gsm.jsonl", [{"question": "6 * 200?", "answer": "<<6*200=1200>>It is "
                                           "1200.\n#### 1,200"}])
-    script("problems.py", "--source", gsm, "--template", "base", "--parts", "all=0", "--out", tmp_path)
+    script("problems.py", "--source", gsm, "--template", "base", "--parts", "all=0", "--out",
+           tmp_path)
     row = read(tmp_path / "all.jsonl")[0]
-    assert row["response"] == "\nIt is 1200.\n\\boxed{1200}" and row["prompt"].startswith("Question:")
+    assert row["response"] == "\nIt is 1200.\n\\boxed{1200}"
+    assert row["prompt"].startswith("Question:")
     assert reward(row, row["response"], True) == 1
     for flags, words in ((("a=11",), "too few"), (("a=0", "b=0"), "too few"), (("a",), "sft=900"),
                          (("a=-1",), "sft=900"), (("a=1", "--template", "x"), "one of base"),
@@ -181,8 +184,8 @@ def test_our_puzzles_are_cut_by_level_and_get_another_prompt(tmp_path):
     some, rest = (read(tmp_path / f"{name}.jsonl") for name in ("some", "rest"))
     assert some == rows[8:10] + rows[:3] and rest == rows[3:8] + rows[10:]
     assert list(some[0]) == list(rows[8])                   # a line stays as it is
-    script("problems.py", "--source", source, "--template", "base", "--no-shuffle", "--parts", "base=0",
-           "--out", tmp_path)
+    script("problems.py", "--source", source, "--template", "base", "--no-shuffle", "--parts",
+           "base=0", "--out", tmp_path)
     for chat, base in zip(rows, read(tmp_path / "base.jsonl"), strict=True):
         assert (chat["id"], chat["gold"]) == (base["id"], base["gold"])
         assert base["prompt"].startswith("Question:") and chat["quiz"] in base["prompt"]
@@ -267,7 +270,8 @@ def test_what_is_there_is_skipped_and_what_was_begun_goes_on(tmp_path):
         "# 3. another", f"echo grpo.py --out {toy.out}/new", "# 4. a script",
         f"echo scripts/sft.py.py --out {half}"]
     lines = [line for line in toy.run().splitlines() if line]
-    assert lines[0] == "[2/4] ours (0:00 gone)" and lines[1] == f"sft.py --lr 1 a b --out {half} --resume"
+    assert lines[0] == "[2/4] ours (0:00 gone)"
+    assert lines[1] == f"sft.py --lr 1 a b --out {half} --resume"
     assert lines[2].startswith("[3/4] another (0:00 gone, about ")
     assert lines[3] == f"grpo.py --out {toy.out}/new" and len(lines) == 5     # `half` is there
     assert lines[4] == "0:00 min: the end"
@@ -283,9 +287,10 @@ def test_a_run_directory_belongs_to_its_settings(tmp_path):
 
 
 def test_two_jobs_run_side_by_side_and_wait_for_what_they_need(tmp_path):
-    """a and b wait for each other: one by one they never end. c needs a part of a, d all there is."""
+    """a and b wait for each other: one by one they never end. c needs a part of a, d needs c."""
     toy = Toy(tmp_path, "1 a\nTOOL --out {out}/a --wait {out}/b.begun",
-              "1 c\nTOOL --out {out}/c --data {out}/a/part", "1 d\nTOOL --out {out}/d --data {out}/c",
+              "1 c\nTOOL --out {out}/c --data {out}/a/part",
+              "1 d\nTOOL --out {out}/d --data {out}/c",
               "1 b\nTOOL --out {out}/b --wait {out}/a.begun")
     out = toy.run("--jobs", 2)
     assert [line.split()[1] for line in out.splitlines() if line.startswith("[")] == list("abcd")
@@ -294,7 +299,8 @@ def test_two_jobs_run_side_by_side_and_wait_for_what_they_need(tmp_path):
 
 def test_a_stage_that_fails_ends_all_and_the_others_may_save(tmp_path):
     toy = Toy(tmp_path, "1 a\nTOOL --out {out}/a --wait nowhere",
-              "1 b\nTOOL --out {out}/b --wait {out}/a.begun --data nowhere", "1 c\nTOOL --out {out}/c")
+              "1 b\nTOOL --out {out}/b --wait {out}/a.begun --data nowhere",
+              "1 c\nTOOL --out {out}/c")
     toy.run("--jobs", 2, code=4)
     assert (toy.out / "a.saved").exists() and not (toy.out / "c.begun").exists()
 
@@ -331,14 +337,14 @@ SMALL = {
     "echo": "echo_chamber.py --base assets/tiny_base --steps 2 --prompts 4 --at 1 --problems 4"
             " --samples 4 --rounds 1 --seeds 1 --kls 1e-2",
     "real": "echo_chamber.py --base tests/golden --train {0}/gsm.jsonl --test {0}/gsm.jsonl"
-            " {0}/math.jsonl --steps 1 --prompts 4 --at 1 --problems 8 --samples 2 --rounds 1 --seeds 1"
-            " --kls 0 --longest 8 --longest-prompt 99 --algorithms grpo",
+            " {0}/math.jsonl --steps 1 --prompts 4 --at 1 --problems 8 --samples 2 --rounds 1"
+            " --seeds 1 --kls 0 --longest 8 --longest-prompt 99 --algorithms grpo",
     "expert": "expert_iteration.py --base assets/tiny_base --data {}/tiny/data/rl.jsonl --tune base"
               " --rounds 2 --problems 8 --samples 4"}
 
 
 class Experiments:
-    """All of them at toy size, one after another beside the other tests. The lab is stopped once."""
+    """All of them at toy size, one by one beside the other tests. The lab is stopped once."""
 
     def __init__(self, runs):
         self.runs, self.running, self.given_up = runs, None, False
@@ -346,8 +352,9 @@ class Experiments:
                                    for i in range(6)])
         write(runs / "math.jsonl", [{"problem": f"{i}*2", "solution": f"\\boxed{{{2 * i}}}",
                                      "level": "Level 2", "type": "Algebra"} for i in range(6)])
-        write(runs / "sums.jsonl", [{"problem": f"What is {i} + {i}?", "level": "Level 1", "solution":
-                                     f"Twice {i} is $\\boxed{{{2 * i}}}$."} for i in range(20)])
+        write(runs / "sums.jsonl", [{"problem": f"What is {i} + {i}?", "level": "Level 1",
+                                     "solution": f"Twice {i} is $\\boxed{{{2 * i}}}$."}
+                                    for i in range(20)])
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
@@ -355,10 +362,11 @@ class Experiments:
         script, *flags = SMALL[name].format(self.runs).split()
         if name != "selection":
             flags += ["--out", str(self.runs / name)]
-        with open(self.runs / f"{name}.out", "w") as out, open(self.runs / f"{name}.err", "w") as error:
+        with (open(self.runs / f"{name}.out", "w") as out,
+              open(self.runs / f"{name}.err", "w") as error):
             self.running = subprocess.Popen(
                 [sys.executable, os.path.join(SCRIPTS, script), *flags], stdout=out, stderr=error,
-                start_new_session=True,     # and Ctrl-C is heard even where the tests are told not to
+                start_new_session=True,     # Ctrl-C is heard even where the tests are told not to
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -446,7 +454,8 @@ def test_examples_of_the_lab_are_what_they_are_called(experiments):
                                for name in ("b", "foreign", "wrong", "test"))
     assert sorted(b) == sorted(foreign) and len(set(b)) == len(b)      # the very problems of B
     assert not set(test) & set(b + wrong)
-    prompts = [{row["prompt"] for row in read(data / f"{name}.jsonl")} for name in ("test", "sft", "rl")]
+    prompts = [{row["prompt"] for row in read(data / f"{name}.jsonl")}
+               for name in ("test", "sft", "rl")]
     assert sum(map(len, prompts)) == len(set.union(*prompts))          # none is in two files
     assert all(kk_correct(row["response"], row["gold"]) for row in read(data / "b.jsonl"))
     assert not any(kk_correct(row["response"], row["gold"]) and row["finished"]
@@ -464,7 +473,8 @@ def test_quarters_chosen_by_effect_are_compared_with_as_many(experiments):
     assert {(row["id"], row["response"]) for row in highest + lowest + drawn} <= texts
     report = (folder / "report.txt").read_text()
     for name in ("effect_highest", "effect_lowest", "random"):
-        assert settings_of(folder / f"sft_last_{name}")["data"] == [str(folder / f"last_{name}.jsonl")]
+        data = settings_of(folder / f"sft_last_{name}")["data"]
+        assert data == [str(folder / f"last_{name}.jsonl")]
         answers = read(folder / f"eval_last_{name}.jsonl")
         right = sum(reward(one, one["response"], one["finished"]) for one in answers) / len(answers)
         line = next(line for line in report.splitlines() if line.startswith(f"last_{name} "))
@@ -515,8 +525,9 @@ def test_echo_chamber_reports_what_was_answered(experiments):
         (*kind, step) for kind in (("grpo", "1e-2"), ("ppo", "1e-2")) for step in "012"} | {
         ("expert", "0", step) for step in "01"}
     again = echo / "again.jsonl"
-    subprocess.run([sys.executable, "sample.py", "--model", echo / "base-0" / "grpo-kl1e-2-1" / "model",
-                    "--data", echo / "data" / "test.jsonl", "--n", "4", "--temperature", "1",
+    model = echo / "base-0" / "grpo-kl1e-2-1" / "model"
+    subprocess.run([sys.executable, "sample.py", "--model", model, "--data",
+                    echo / "data" / "test.jsonl", "--n", "4", "--temperature", "1",
                     "--max-new-tokens", "440", "--out", again], cwd=ROOT, check=True,
                    capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     for test, level in (("easy", 3), ("hard", 4)):
@@ -535,7 +546,8 @@ def test_echo_chamber_reports_what_was_answered(experiments):
     assert not list(echo.glob("base-0/**/eval/*.jsonl"))
     curves = table(echo / "curves.csv")
     for row in curves:      # Expert Iteration's are counted anew from what was sampled
-        assert int(row["samples"]) == (64 if row["algorithm"] == "expert" else 32 * int(row["step"]))
+        samples = 64 if row["algorithm"] == "expert" else 32 * int(row["step"])
+        assert int(row["samples"]) == samples
     sampled = read(echo / "base-0" / "expert-kl0-1" / "round-1" / "rollouts.jsonl")
     expert = next(row for row in curves if row["algorithm"] == "expert")
     assert abs(style_shares(sampled)["guess"] - float(expert["share_guess"])) < 1e-4
@@ -584,7 +596,7 @@ def test_expert_iteration_goes_round(experiments):
     ("echo_chamber.py --test x", "belong together"),
     ("echo_chamber.py --train x", "belong together"),
     ("echo_chamber.py --base nowhere", "base = nowhere: no such model"),
-    ("echo_chamber.py --base tests/golden --train README.md --test nowhere", "nowhere: no such file")])
+    ("echo_chamber.py --base tests/golden --train README.md --test nowhere", "no such file")])
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, flags, words):
     name, *flags = flags.split()
     assert words in script(name, *flags, "--out", tmp_path / "out", code=2)
@@ -597,7 +609,7 @@ def test_experiments_say_what_they_would_do(tmp_path):
     assert "python grpo.py --model" in kk and "memory to train" in kk and "h for 125 steps" in kk
     quick = script("echo_chamber.py", "--quick", "--seeds", 5, "--dry-run", "--out", out)
     assert f"{out}/base-0/ppo-kl1e-2-5" in quick and "--steps 16 " in quick and "--n 16 " in quick
-    assert "pretrain" not in quick                          # --quick names a base, the others do not
+    assert "pretrain" not in quick                          # --quick names a base
     full = script("echo_chamber.py", "--studies", "sizes", "--dry-run", "--out", out)
     assert "--widths 128" in full and "grpo-kl1e-3-3" in full and "grpo-kl0-" not in full
     base = script("pretrain.py", "base", "--dry-run", "--out", out)
