@@ -7,8 +7,8 @@
     loss = - sum over tokens of  weight * log p(token | the tokens before it)         `sft_loss`
 
 Its gradient is GRPO's with every advantage and every ratio 1. Only the tokens of the response are
-trained on. Their weight is 1 / (sequences * tokens of the response) with --norm sequence (the paper's:
-the mean over sequences of their means), and 1 / all tokens with --norm token.
+trained on. With --norm sequence (the paper's) their weight is 1 / (sequences * tokens of the
+response): the mean over sequences of their means. With --norm token it is 1 / all tokens.
 
 Re-distillation is this program, run on the *base* model with an RL policy's own correct answers as
 the data: scripts/keep_correct.py chooses them.
@@ -32,7 +32,7 @@ class Settings(Training):
     norm: str = limits("sequence", one_of=("sequence", "token"))    # mean over sequences of token
     #                                 means (paper), or over tokens
     epochs: float = limits(2.0, above=0)    # passes over the data (paper: 2)
-    batch: int = limits(32, at_least=1)     # sequences in an update (paper: 32, and 64 for K&K long chains)
+    batch: int = limits(32, at_least=1)     # sequences in an update (paper: 32; long K&K: 64)
     max_length: int = limits(5000, at_least=2)      # longer examples are left out (paper: 5000)
     lr: float = limits(1e-5, above=0)       # (paper: 1e-5)
     schedule: str = limits("cosine", one_of=SCHEDULES)      # down to zero (paper: cosine)
@@ -139,8 +139,8 @@ class Trainer:
         state, tokens = self.run.state, sum(len(one.tokens) for one in batch)
         state["tokens"] = state.get("tokens", 0) + tokens
         rate, seen = round(tokens / seconds), min(step * self.settings.batch, self.job.places)
-        row = {"step": step, "epoch": round(seen / len(self.job.items), 4), **numbers, "tokens": state["tokens"],
-               "seconds": round(seconds, 3), "tokens_per_second": rate}
+        row = {"step": step, "epoch": round(seen / len(self.job.items), 4), **numbers,
+               "tokens": state["tokens"], "seconds": round(seconds, 3), "tokens_per_second": rate}
         shown = f"loss {row['loss']:.4f}, {rate:,} tokens/s"
         shown += f", val {row['val_loss']:.4f}" if "val_loss" in row else ""
         shown += f", right {row['eval']['accuracy']:.1%}" if "eval" in row else ""

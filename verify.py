@@ -13,9 +13,9 @@ sympy. Here other ways to write the same answer also count, by `roles` below and
 
     text -> LaTeX tokens -> a tree -> numbers -> equal?      (answers/: latex, tree, numbers, equal)
 
-Whatever a model writes is taken: no text raises an error, hangs or is executed. What cannot be read,
-or is too long, deep or large, equals nothing but itself. In doubt the answer is no, because reinforcement learning finds
-every wrong yes and learns to write it.
+Whatever a model writes is taken: no text raises an error, hangs or is executed. What cannot be
+read, or is too long, deep or large, equals nothing but itself. In doubt the answer is no, because
+reinforcement learning finds every wrong yes and learns to write it.
 """
 import math
 import re

@@ -19,6 +19,8 @@ from engine.flags import command, parse
 from kk_gen import STYLES
 from verify import read_rollouts, rows_of, score
 
+ORDER = ("sft_short", "sft_long", "rl_base", "rl_short", "rl_long", "sft_a", "sft_b", "sft_foreign",
+         "sft_at", "sft_wrong", "sft_guess", "rl_b")        # of the models in the report
 SMOOTH = 5      # steps in the running mean that says when GRPO has converged
 ABOUT = ("from", "made_with", "examples", "tokens", "answer_tokens", "effect", "effect_error",
          "effect_per_token", "effect_cosine")           # a model, in this order in models.csv
@@ -122,7 +124,7 @@ def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
     models = {"base": dict.fromkeys(ABOUT, "") | {"examples": 0, "tokens": 0}}
     folders = [os.path.dirname(path) for kind in ("sft", "rl")
                for path in glob.glob(f"{glob.escape(run)}/{kind}_*/settings.json")]
-    for folder in sorted(folders, key=lambda folder: os.path.getmtime(folder + "/model")):
+    for folder in sorted(folders, key=place):
         name, settings = os.path.basename(folder), read_json(folder + "/settings.json")["settings"]
         steps = [row for row in read_jsonl(folder + "/metrics.jsonl") if row["step"]]
         start = os.path.basename(os.path.dirname(os.path.normpath(settings["model"])))
@@ -144,6 +146,13 @@ def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
     rows = [{**label, "model": name, **models[name], **row} for name in models
             for row in measured(run, name)]
     return rows, curves, levels
+
+
+def place(folder: str) -> tuple[int, int]:
+    """Where a model stands in the report, in whatever order the stages ended."""
+    name, _, percent = os.path.basename(folder).partition("_at_")
+    name += "_at" * bool(percent)
+    return ORDER.index(name) if name in ORDER else len(ORDER), int(percent or 0)
 
 
 def measured(run: str, name: str) -> list[dict]:
