@@ -27,7 +27,6 @@ class Job:
     settings: object
     ranks: Ranks
     dtype: torch.dtype              # to compute in
-    config: Config
     tokenizer: object
     items: list                     # to train on: sequences (SFT) or problems (GRPO, PPO)
     order: Order                    # of the items
@@ -75,7 +74,7 @@ def prepare_examples(settings, ranks, dtype) -> Job:
     parts, recompute = choose_recompute(config, settings, dtype, longest, settings.batch, room)
     tell([plan_line("train", parts, room)], ranks)
     model, optimizer = begin(settings, ranks, run, config, dtype, recompute, files)
-    return Job(settings, ranks, dtype, config, tokenizer, sequences,
+    return Job(settings, ranks, dtype, tokenizer, sequences,
                Order(len(sequences), settings.seed), held_out, run, model, optimizer,
                stop_ids(model, tokenizer), steps, places, validation)
 
@@ -97,7 +96,7 @@ def prepare_rollouts(settings, ranks, dtype, has_critic: bool) -> Job:
                         ranks.device.type == "cuda", has_critic, run.state.get("slots"))
     tell(plan.lines, ranks)
     model, optimizer = begin(settings, ranks, run, config, dtype, plan.recompute)
-    return Job(settings, ranks, dtype, config, tokenizer, problems,
+    return Job(settings, ranks, dtype, tokenizer, problems,
                Order(len(problems), settings.seed), held_out, run, model, optimizer,
                stop_ids(model, tokenizer), settings.steps, plan=plan)
 

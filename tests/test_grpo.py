@@ -8,7 +8,6 @@ import numpy
 import pytest
 import torch
 
-import engine.batches
 import grpo
 from engine.batches import Sequence
 from engine.memory import rollout_plan
