@@ -1,13 +1,15 @@
 """Runs an experiment: a list of stages, each of which is a command that a person could type.
 
-A stage is skipped when what it makes is there, so the same command goes on where it stopped. With
---jobs 2, two stages run side by side where neither needs the other. A stage needs an earlier one if
-a path in its command is one that the earlier stage makes, or lies below or above that.
+A stage is skipped when what it makes is there, so the same command goes on where it stopped. A stage
+needs another one if a path in its command is one that the other makes, or lies below or above that.
+Stages that do not need each other run side by side, and the seeds stand in the commands: so what
+comes out does not depend on how many run at a time.
 """
 import glob
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,13 +24,16 @@ from engine.files import whole_file
 from engine.flags import Stopped, limits
 
 TRAINERS = ("sft.py", "grpo.py", "ppo.py")
+ALWAYS = "(always)"     # what a stage makes that is never skipped
+SMALL = 40e6    # bytes of weights; a model that is smaller uses one thread (engine/processes.py)
 
 
 @dataclass(kw_only=True)
 class Experiment:
     out: str = ""                           # the run directory
     dry_run: bool = False                   # only print the commands
-    jobs: int = limits(1, at_least=1)       # stages that run side by side
+    jobs: int = limits(0, at_least=0)       # stages that run side by side; 0: two on two cores, if
+    #                                         the model is so small that each uses one
 
     def __post_init__(self):
         os.chdir(ROOT)      # All paths of an experiment are relative to the project.
@@ -36,115 +41,206 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Stage:
-    seconds: int                # roughly: only to say how much time is left
+    seconds: int                # it takes on one core, roughly: to say how much time is left
     what: str                   # it does, in words
     command: tuple[str, ...]
-    made: tuple[str, str]       # The stage is done when the first is there. --out names the second.
+    made: str                   # It is done when this is there.
+    out: str                    # what its --out names
     drop: str                   # Files whose names begin so are not needed after it.
-
-    def needs(self, earlier) -> bool:
-        made, words = ([os.path.normpath(path) + "/" for path in paths]
-                       for paths in (earlier.made, self.command))
-        return any(a.startswith(b) or b.startswith(a) for a in made for b in words)
 
 
 class Plan:
-    """The stages of an experiment, and those of them that run."""
+    """The stages of an experiment, in an order in which they can run one by one.
+
+    Its attributes are words for commands: paths are quoted as in a shell.
+    """
 
     def __init__(self, settings: Experiment, base: str = ""):
         if base and not os.path.exists(f"{base}/config.json"):
             raise ValueError(f"base = {base}: no such model directory")
-        vars(self).update(vars(settings), settings=settings, stages=[], running={}, done=0)
+        weights = sum(map(os.path.getsize, glob.glob(f"{glob.escape(base)}/*.safetensors")))
+        self.jobs = settings.jobs or (2 if weights < SMALL and os.cpu_count() > 1 else 1)
+        self.settings, self.stages = settings, []
+        self.out, self.base = shlex.quote(settings.out), shlex.quote(base)
 
-    def add(self, text: str, names: dict = {}, drop: str = "") -> None:
-        """Stages: a line of seconds and words, then the command, in one line or more.
-
-        {x} is a setting, an attribute of the plan or in `names`; [x] becomes several words. A stage
-        makes what --out names, a trainer a model in it, unless its first line ends in -> PATH.
-        """
-        names = {**vars(type(self)), **vars(self), **names}
-        for part in re.split(r"^\s*(?=\d+ )", text, flags=re.MULTILINE)[1:]:
-            (head, command), words = part.split("\n", 1), []
-            for word in command.split():
-                value = names[word[1:-1]] if word[0] == "[" else [word.format_map(names)]
-                words += value.split() if isinstance(value, str) else map(str, value)
-            out = words[words.index("--out") + 1] if "--out" in words else ""
-            head, _, made = head.format_map(names).partition(" -> ")
-            seconds, what = head.split(" ", 1)
-            made = made or out + "/model" * (words[1] in TRAINERS), out
-            drop = drop.format_map(names)
-            self.stages.append(Stage(int(seconds), what, tuple(words), made, drop))
+    def add(self, seconds: int, what: str, command: str, made: str = "", drop: str = "") -> None:
+        """A stage. What it makes is what its --out names; of a trainer, the model in there."""
+        words = shlex.split(command)
+        out = words[words.index("--out") + 1] if "--out" in words else ""
+        made = shlex.split(made)[0] if made else out + "/model" * (words[1] in TRAINERS)
+        stage = Stage(seconds, what, tuple(words), made, out, "".join(shlex.split(drop)))
+        if stage not in self.stages:                        # Two parts may ask for the same stage.
+            self.stages.append(stage)
 
     def conduct(self, end: str, free=()) -> None:
         """Run what is not there, or print all. OUT is bound to all settings but the `free` ones."""
-        self.stages = list(dict.fromkeys(self.stages))      # Two parts may ask for the same stage.
-        if self.dry_run:
-            for number, one in enumerate(self.stages, 1):
-                print(f"\n# {number}. {one.what}\n{shlex.join(one.command)}")
+        settings = self.settings
+        if settings.dry_run:
+            for number, stage in enumerate(self.stages, 1):
+                print(f"\n# {number}. {stage.what}\n{shlex.join(stage.command)}")
             return
-        path, free = f"{self.out}/settings.txt", {"out", "dry_run", "jobs", *free}
-        text = "".join(f"{name}: {value}\n" for name, value in vars(self.settings).items()
+        path, free = f"{settings.out}/settings.txt", {"out", "dry_run", "jobs", *free}
+        text = "".join(f"{name}: {value}\n" for name, value in vars(settings).items()
                        if name not in free)
         if os.path.exists(path) and open(path).read() != text:
-            raise ValueError(f"{self.out} was made with other settings ({path}): another --out?")
+            raise ValueError(f"{settings.out} was made with other settings ({path}): another --out?")
         with whole_file(path) as file:
             file.write(text)
-        self.waiting = [one for one in self.stages if not os.path.exists(one.made[0])]
-        self.begun = time.monotonic()
-        signal.signal(signal.SIGTERM, self.stop)            # Ctrl-C reaches the stages by itself.
+        Conductor(self.stages, self.jobs).run(end)
+
+
+class Running:
+    """A stage that runs. What it prints goes to files, so that two do not print into one another."""
+
+    def __init__(self, stage: Stage):
+        command = [sys.executable if word == "python" else word for word in stage.command]
+        if command[1] in TRAINERS and os.path.exists(stage.out + "/metrics.jsonl"):
+            command.append("--resume")
+        self.stage, self.begun = stage, time.monotonic()
+        self.results, self.messages = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        self.process = subprocess.Popen(command, stdout=self.results, stderr=self.messages)
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.begun
+
+    def progress(self) -> str:
+        """The bar that the stage shows now, without its picture."""
+        line = re.split(r"[\r\n]+", self.read(self.messages, last=1000).rstrip())[-1]
+        return re.sub(r"\|.*\|", "", line)
+
+    def said(self) -> str:
+        """What it printed: results, then messages without the bars."""
+        messages = [re.sub(".*\r", "", line) for line in self.read(self.messages).splitlines(True)]
+        kept = [line for line in messages if not re.search(r"\d+%\|.*\[", line)]
+        return self.read(self.results) + "".join(kept)
+
+    @staticmethod
+    def read(file, last: int = 0) -> str:
+        """The text of the file, or its last bytes. The stage writes elsewhere in the same file."""
+        size = os.fstat(file.fileno()).st_size
+        begin = max(0, size - last) if last else 0
+        return os.pread(file.fileno(), size - begin, begin).decode(errors="replace")
+
+
+class Conductor:
+    """Runs stages: each when those that it needs are done, at most `jobs` at a time."""
+
+    def __init__(self, stages: list[Stage], jobs: int):
+        self.stages, self.jobs, self.begun = stages, jobs, time.monotonic()
+        self.waiting = [stage for stage in stages if not os.path.exists(stage.made)]
+        self.running: list[Running] = []
+        self.needs = needs(self.waiting)
+        self.chain = {}     # seconds of the longest chain of stages that begins with this one
+        for stage in reversed(self.waiting):
+            self.chain[stage] = stage.seconds + max(
+                (self.chain[later] for later in self.chain if stage in self.needs[later]), default=0)
+        self.stated = self.taken = 60.0     # seconds of what has ended: as stated, and as they were
+        self.shown = 0                      # lines at the bottom of the screen that change
+
+    def run(self, end: str) -> None:
+        signal.signal(signal.SIGTERM, self.interrupt)       # Ctrl-C reaches the stages by itself.
         try:
             while self.waiting or self.running:
-                while one := self.ready():
-                    self.start(one)
-                time.sleep(0.02)
-                for process in [each for each in self.running if each.poll() is not None]:
-                    self.end(process)
+                while stage := self.ready():
+                    self.start(stage)
+                self.show()
+                time.sleep(0.05)
+                for one in [one for one in self.running if one.process.poll() is not None]:
+                    self.end(one)
         except KeyboardInterrupt:
-            for process in self.running:
-                process.wait()                              # A trainer saves first.
+            self.say("stopping; trainers save first")
+            for one in self.running:
+                one.process.wait()
             raise Stopped("stopped; the same command goes on from here") from None
-        gone = int(time.monotonic() - self.begun)
-        print(f"\n{gone // 60}:{gone % 60:02} min: {end}")
+        print(f"{minutes(time.monotonic() - self.begun)} min: {end}")
 
     def ready(self) -> Stage | None:
-        """The first stage that waits and needs no unfinished one, if one more may run."""
-        unfinished = [one for one, _ in self.running.values()]
-        for one in self.waiting if len(unfinished) < self.jobs else ():
-            if not any(map(one.needs, unfinished)):
-                return one
-            unfinished.append(one)
+        """A stage that can start now: the one with the longest chain of others behind it."""
+        if len(self.running) >= self.jobs:
+            return None
+        unfinished = {*self.waiting, *(one.stage for one in self.running)}
+        able = [stage for stage in self.waiting if not self.needs[stage] & unfinished]
+        return max(able, key=self.chain.get, default=None)
 
-    def start(self, one: Stage) -> None:
-        left = sum(each.seconds for each in self.waiting + [of for of, _ in self.running.values()])
-        gone = int(time.monotonic() - self.begun)
-        rest = f", about {-(-left * gone // self.done // 60)} min left" if self.done else ""
-        print(f"\n[{self.stages.index(one) + 1}/{len(self.stages)}] {one.what} ({gone // 60}:"
-              f"{gone % 60:02} gone{rest})", flush=True)
-        self.waiting.remove(one)
-        command = [sys.executable if word == "python" else word for word in one.command]
-        if command[1] in TRAINERS and os.path.exists(one.made[1] + "/metrics.jsonl"):
-            command.append("--resume")
-        output = tempfile.TemporaryFile() if self.jobs > 1 else None    # shown when it has ended
-        more = {"OMP_NUM_THREADS": str(max(1, os.cpu_count() // self.jobs))} if output else {}
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=more | os.environ)
-        self.running[process] = one, output
+    def start(self, stage: Stage) -> None:
+        self.waiting.remove(stage)
+        self.running.append(Running(stage))
+        if not sys.stdout.isatty():
+            print(self.name(stage), flush=True)
 
-    def end(self, process) -> None:
-        one, output = self.running.pop(process)
-        if output:
-            output.seek(0)
-            print(f"\n--- {one.what}\n{output.read().decode(errors='replace')}", flush=True)
-        if process.returncode:
+    def end(self, one: Running) -> None:
+        """Show what a stage printed. If it failed, stop the others, and leave with its code."""
+        self.running.remove(one)
+        result = f"{minutes(one.seconds())} min" if one.process.returncode == 0 else "failed"
+        self.say(f"{self.name(one.stage)}: {result}\n{one.said()}")
+        if one.process.returncode:
             self.stop()
-            raise SystemExit(max(1, process.returncode))
-        self.done += one.seconds                # the stated seconds of what has ended
-        for path in glob.glob(glob.escape(one.drop) + "*") if one.drop else ():
+            raise SystemExit(max(1, one.process.returncode))
+        self.stated, self.taken = self.stated + one.stage.seconds, self.taken + one.seconds()
+        for path in glob.glob(glob.escape(one.stage.drop) + "*") if one.stage.drop else ():
             os.remove(path)
 
-    def stop(self, *received) -> None:
-        for process in self.running:
-            process.terminate()
-        for process in self.running:
-            process.wait()
-        if received:            # a signal
-            raise KeyboardInterrupt
+    def stop(self) -> None:
+        for one in self.running:
+            one.process.terminate()
+        for one in self.running:
+            one.process.wait()
+
+    def interrupt(self, *_) -> None:
+        self.stop()
+        raise KeyboardInterrupt
+
+    # ---- what a person sees ----
+    def name(self, stage: Stage) -> str:
+        return f"[{self.stages.index(stage) + 1}/{len(self.stages)}] {stage.what}"
+
+    def left(self) -> float:
+        """Seconds until the end, from the stated ones and how well these have held so far."""
+        slower = self.taken / self.stated
+        rests = {one.stage: max(0, one.stage.seconds * slower - one.seconds())
+                 for one in self.running}
+        work = sum(stage.seconds * slower for stage in self.waiting) + sum(rests.values())
+        chains = [self.chain[stage] * slower for stage in self.waiting]
+        return max(work / self.jobs, *chains, *rests.values(), 0)
+
+    def show(self) -> None:
+        """A line for each running stage and one for the time left, in place of those before."""
+        if not sys.stdout.isatty():
+            return
+        lines = [f"{self.name(one.stage)}: {one.progress()}" for one in self.running]
+        lines.append(f"{minutes(time.monotonic() - self.begun)} min gone, about"
+                     f" {minutes(self.left())} left")
+        width = shutil.get_terminal_size().columns - 1
+        self.say("\n".join(line[:width] for line in lines))
+        self.shown = len(lines)
+
+    def say(self, text: str) -> None:
+        """Print in place of the lines that change."""
+        up = f"\033[{self.shown}A\r\033[J" if self.shown else ""
+        print(up + text.rstrip("\n"), flush=True)
+        self.shown = 0
+
+
+def needs(stages: list[Stage]) -> dict[Stage, set[Stage]]:
+    """For each stage those before it that make a path in its command, or one below or above it."""
+    needed, makers, inside = {}, {}, {}
+    for stage in stages:
+        needed[stage] = set()
+        for word in stage.command:
+            needed[stage] |= inside.get(os.path.normpath(word), set())
+            needed[stage].update(*(makers.get(path, ()) for path in upwards(word)))
+        for path in filter(None, (stage.made, stage.out)):
+            makers.setdefault(os.path.normpath(path), set()).add(stage)
+            for above in upwards(path):
+                inside.setdefault(above, set()).add(stage)
+    return needed
+
+
+def upwards(path: str) -> list[str]:
+    """The path and every directory above it: a/b/c, a/b, a."""
+    parts = os.path.normpath(path).split("/")
+    return ["/".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
+def minutes(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

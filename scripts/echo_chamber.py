@@ -19,8 +19,9 @@ settings are the study's, and easy is what has a task and level of --train.
 import os
 import sys
 from dataclasses import dataclass, field
+from shlex import join
 
-from conductor import Experiment, Plan
+from conductor import ALWAYS, Experiment, Plan
 from engine.flags import command, limits, parse
 from expert_iteration import SFT, add_rounds
 from pretrain import add_puzzles
@@ -56,78 +57,92 @@ class Settings(Experiment):
 class Study(Plan):
     """The stages of all runs. Two studies may share a run, which then is made once."""
 
-    def make_data(self) -> None:
-        self.data, self.at = f"{self.out}/data", sorted({*self.at, self.steps})
-        rl, ppo = "--temperature 1 --lr 3e-4 --warmup 4", "--lr 1e-4 --critic-lr 1e-3 --updates 1"
+    def __init__(self, settings: Settings):
+        super().__init__(settings, settings.base)
+        self.data, self.at = f"{self.out}/data", sorted({*settings.at, settings.steps})
+        rl, ppo = "--temperature 1 --lr 3e-4 --warmup 4", "--lr 1e-4 --critic-lr 1e-3 --passes 1"
         self.sft, self.tested = SFT, 440        # tokens: puzzles of 4 people take more than of 3
-        if self.train:                          # as the study has them, where that is known
+        if settings.train:                      # as the study has them, where that is known
             rl, ppo = "--temperature 0.7 --lr 1e-6", "--lr 1e-6 --critic-lr 7e-6"
-            self.sft, self.tested = "--lr 1e-6 --batch 32 --epochs 2 --norm token", self.longest
-            self.add("""1 problems to test on -> {data}/test.jsonl
-                python scripts/problems.py --source [test] --parts test={problems} --template base
-                    --out {data}
-                1 problems to train on -> {data}/rl.jsonl
-                python scripts/problems.py --source [train] --parts rl=0 --template base
-                    --out {data}""")
-        else:
-            add_puzzles(self, self.problems, (self.problems + 1) // 2)
+            self.sft = "--lr 1e-6 --batch 32 --epochs 2 --norm token"
+            self.tested = settings.longest
         self.flags = {"grpo": rl, "ppo": f"{rl} {ppo}"}
+
+    def make_data(self) -> None:
+        settings, data = self.settings, self.data
+        if settings.train:
+            self.add(1, "problems to test on", f"""
+                python scripts/problems.py --source {join(settings.test)}
+                    --parts test={settings.problems} --template base --out {data}""",
+                     made=f"{data}/test.jsonl")
+            self.add(1, "problems to train on", f"""
+                python scripts/problems.py --source {join(settings.train)} --parts rl=0
+                    --template base --out {data}""", made=f"{data}/rl.jsonl")
+        else:
+            add_puzzles(self, settings.problems, (settings.problems + 1) // 2)
 
     def evaluate(self, run: str, after: int, model: str) -> None:
         """What a model writes, as verify.py's table in eval/N.json. The answers take 10 MB."""
         to = f"{self.out}/{run}/eval/{after}"
-        self.add("""30 test {run} after {after} -> {to}.json
-            python sample.py --model {model} --data {data}/test.jsonl --n {samples} --temperature 1
-                --max-new-tokens {tested} --out {to}.jsonl""", vars())
-        self.add("""5 what {run} wrote after {after}
-            python verify.py {to}.jsonl --out {to}.json""", vars(), drop="{to}.jsonl")
+        self.add(20, f"test {run} after {after}", f"""
+            python sample.py --model {model} --data {self.data}/test.jsonl
+                --n {self.settings.samples} --temperature 1 --max-new-tokens {self.tested}
+                --out {to}.jsonl""", made=f"{to}.json")
+        self.add(5, f"what {run} wrote after {after}", f"""
+            python verify.py {to}.jsonl --out {to}.json""", drop=f"{to}.jsonl")
 
     def begin(self, mixture: str, width: int) -> str:
         """The model as it is before."""
-        model = self.base or f"{self.out}/mixtures/{mixture}/w{width}/mixture/model"
-        if not self.base:
-            shares = SHARES[mixture]
-            self.add("""1500 pretrain width {width}: {mixture} -> {model}
-                python scripts/pretrain.py mixture --shares [shares] --widths {width}
-                    --out {out}/mixtures/{mixture}""", vars())
+        model = self.base
+        if not self.settings.base:
+            folder = f"{self.out}/mixtures/{mixture}"
+            model = f"{folder}/w{width}/mixture/model"
+            self.add(1500, f"pretrain width {width}: {mixture}", f"""
+                python scripts/pretrain.py mixture --shares {SHARES[mixture]} --widths {width}
+                    --out {folder}""", made=model)
         self.evaluate(f"{mixture}-{width}", 0, model)
         return model
 
     def learn(self, algorithm: str, kl: str, start: str, model: str, seed: int) -> None:
         """A run of an algorithm, and its tests after as many answers as the others'."""
+        settings = self.settings
         run = f"{start}/{algorithm}-kl{'0' if algorithm == 'expert' else kl}-{seed}"
-        tests, flags = [(step, f"step-{step:06d}") for step in self.at], self.flags.get(algorithm)
+        tests = [(step, f"step-{step:06d}") for step in self.at]
         if algorithm == "expert":
-            numbers = [step * self.rounds // self.steps for step in self.at]
+            numbers = [step * settings.rounds // settings.steps for step in self.at]
             tests = [(number, f"round-{number}/sft/model") for number in numbers if number]
-            add_rounds(self, f"{self.out}/{run}", base=model, data=f"{self.data}/rl.jsonl",
-                       seed=seed, problems=self.steps * self.prompts // self.rounds, samples=8,
-                       per_problem=8)
+            add_rounds(self, f"{self.out}/{run}", model, f"{self.data}/rl.jsonl", seed,
+                       settings.rounds, settings.steps * settings.prompts // settings.rounds,
+                       per_problem=8, longest=settings.longest, sft=self.sft)
         else:
-            self.add("""150 {run}
-                python {algorithm}.py --model {model} --data {data}/rl.jsonl --out {out}/{run}
-                    --seed {seed} --steps {steps} --prompts {prompts} --group 8
-                    --max-prompt-tokens {longest_prompt} --max-new-tokens {longest} --kl-every 4
-                    --rollouts 0 [flags] --kl {kl} --keep-at [at]""", vars())
+            self.add(75, run, f"""
+                python {algorithm}.py --model {model} --data {self.data}/rl.jsonl
+                    --out {self.out}/{run} --seed {seed} --steps {settings.steps}
+                    --prompts {settings.prompts} --group 8
+                    --max-prompt-tokens {settings.longest_prompt}
+                    --max-new-tokens {settings.longest} --kl-every 4 --rollouts 0
+                    {self.flags[algorithm]} --kl {kl} --keep-at {" ".join(map(str, self.at))}""")
         for after, name in tests:
             self.evaluate(run, after, f"{self.out}/{run}/{name}")
 
     def experiment(self) -> None:
-        main, runs = ("base", 0) if self.base else ("some", 96), []
-        for seed in self.seeds:                 # what differs: mixture, width, KL weight, seed
-            if self.base or "algorithms" in self.studies:
-                runs += [(*main, kl, seed) for kl in self.kls]
-            if not self.base and "shares" in self.studies:
+        settings, runs = self.settings, []
+        main = ("base", 0) if settings.base else ("some", 96)
+        for seed in settings.seeds:             # what differs: mixture, width, KL weight, seed
+            if settings.base or "algorithms" in settings.studies:
+                runs += [(*main, kl, seed) for kl in settings.kls]
+            if not settings.base and "shares" in settings.studies:
                 runs += [(mixture, 96, "1e-3", seed) for mixture in SHARES]
-            if not self.base and "sizes" in self.studies:
+            if not settings.base and "sizes" in settings.studies:
                 runs += [("some", width, "1e-3", seed) for width in (96, 48, 128)]
         starts = dict.fromkeys([main, *(run[:2] for run in runs)])
         models = {start: self.begin(*start) for start in starts}
         for mixture, width, kl, seed in runs:
-            for algorithm in self.algorithms:
+            for algorithm in settings.algorithms:
                 self.learn(algorithm, kl, f"{mixture}-{width}", models[mixture, width], seed)
-        self.add("""10 the report -> (always, of all that is there by now)
-            python scripts/echo_report.py --run {out} --out {out}""")
+        self.add(10, "the report", f"""
+            python scripts/echo_report.py --run {self.out} --out {self.out}""",
+                 made=ALWAYS)           # of all that is there by now
 
 
 def main(settings: Settings) -> None:
@@ -141,7 +156,7 @@ def main(settings: Settings) -> None:
         raise ValueError("--train, --test and --base belong together")
     if missing := [path for path in settings.train + settings.test if not os.path.exists(path)]:
         raise ValueError(f"{missing[0]}: no such file")
-    study = Study(settings, settings.base)
+    study = Study(settings)
     study.make_data()
     study.experiment()
     study.conduct(f"{settings.out}/report.md", ("quick", "studies", "algorithms", "seeds", "kls"))

@@ -8,6 +8,7 @@ Each round has problems of its own, as many as --data holds for one. OUT/round-N
 model after N rounds. The same command goes on where it stopped.
 """
 from dataclasses import dataclass
+from shlex import quote
 
 from conductor import Experiment, Plan
 from engine.flags import command, limits, parse
@@ -30,35 +31,36 @@ class Settings(Experiment):
     longest: int = limits(300, at_least=1)  # answer, in tokens
 
 
-def add_rounds(plan: Plan, run: str, tune: str = "last", **names) -> None:
-    """The rounds in directory `run`. The names given go before the settings of the plan."""
-    names = vars(plan) | {"sft": SFT} | names | {"run": run}
-    names["parts"] = [f"round-{number}/problems={names['problems']}"
-                      for number in range(1, names["rounds"] + 1)]
-    plan.add("""1 {run}: problems for every round -> {run}/round-{rounds}/problems.jsonl
-        python scripts/problems.py --source {data} --seed {seed} --parts [parts] --out {run}""",
-             names)
-    model = names["base"]
-    for number in range(1, names["rounds"] + 1):
-        names |= {"model": model, "tuned": names["base"] if tune == "base" else model,
-                  "round": f"{run}/round-{number}", "noise": names["seed"] * 1000 + number}
-        plan.add("""10 {round}: sample
-            python sample.py --model {model} --data {round}/problems.jsonl --n {samples}
-                --temperature 1 --max-new-tokens {longest} --seed {noise}
-                --out {round}/rollouts.jsonl
-            1 {round}: keep the correct
-            python scripts/keep_correct.py --data {round}/rollouts.jsonl --per-problem {per_problem}
-                --seed {seed} --out {round}/correct.jsonl
-            10 {round}: fine-tune
-            python sft.py --model {tuned} --data {round}/correct.jsonl --out {round}/sft
-                --seed {seed} [sft]""", names)
-        model = f"{run}/round-{number}/sft/model"
+def add_rounds(plan: Plan, run: str, base: str, data: str, seed: int, rounds: int, problems: int,
+               samples: int = 8, per_problem: int = 4, longest: int = 300, sft: str = SFT,
+               tune: str = "last") -> None:
+    """The rounds in directory `run`."""
+    parts = [f"round-{number}/problems={problems}" for number in range(1, rounds + 1)]
+    plan.add(1, f"{run}: problems for every round", f"""
+        python scripts/problems.py --source {data} --seed {seed} --parts {" ".join(parts)}
+            --out {run}""", made=f"{run}/round-{rounds}/problems.jsonl")
+    model = base
+    for number in range(1, rounds + 1):
+        folder = f"{run}/round-{number}"
+        plan.add(10, f"{folder}: sample", f"""
+            python sample.py --model {model} --data {folder}/problems.jsonl --n {samples}
+                --temperature 1 --max-new-tokens {longest} --seed {seed * 1000 + number}
+                --out {folder}/rollouts.jsonl""")
+        plan.add(1, f"{folder}: keep the correct", f"""
+            python scripts/keep_correct.py --data {folder}/rollouts.jsonl
+                --per-problem {per_problem} --seed {seed} --out {folder}/correct.jsonl""")
+        plan.add(10, f"{folder}: fine-tune", f"""
+            python sft.py --model {base if tune == "base" else model} --data {folder}/correct.jsonl
+                --out {folder}/sft --seed {seed} {sft}""")
+        model = f"{folder}/sft/model"
 
 
 def main(settings: Settings) -> None:
     settings.out = settings.out or f"runs/expert-{settings.seed}"
     plan = Plan(settings, settings.base)
-    add_rounds(plan, settings.out, settings.tune)
+    add_rounds(plan, plan.out, plan.base, quote(settings.data), settings.seed, settings.rounds,
+               settings.problems, settings.samples, settings.per_problem, settings.longest,
+               tune=settings.tune)
     plan.conduct(f"{settings.out}/round-{settings.rounds}/sft/model")
 
 

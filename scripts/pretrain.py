@@ -10,6 +10,7 @@ puzzle out. mixture: every answer is right. First --lessons tokens of the styles
 proportions they have in the mixture, then --tokens tokens of the mixture.
 """
 from dataclasses import dataclass, field
+from shlex import join, quote
 
 from conductor import Experiment, Plan
 from engine.files import write_json
@@ -32,47 +33,52 @@ def add_puzzles(plan: Plan, threes: int = 300, fours: int = 300, examples: int =
 
     They are the same on every machine, and none is in two files, whatever its names and its order.
     """
-    draw, cut = "python kk_gen.py --template compact", "python scripts/problems.py --no-shuffle"
-    plan.add("""1 puzzles to test on
-        [draw] --people 3-4 --num 300 --seed 1 --out {data}/all/test.jsonl
-        1 puzzles for SFT
-        [draw] --people 3 --num 1000 --seed 2 --exclude {data}/all/test.jsonl
-            --out {data}/all/sft.jsonl
-        1 the first of these to test on -> {data}/test.jsonl
-        [cut] --source {data}/all/test.jsonl --parts test=3:{threes},4:{fours} --out {data}
-        1 the first of these for SFT -> {data}/sft.jsonl
-        [cut] --source {data}/all/sft.jsonl --parts sft={examples} --out {data}
-        1 puzzles for GRPO
-        [draw] --people 3 --num 3000 --seed 3 --exclude {data}/all/test.jsonl {data}/all/sft.jsonl
-            --out {data}/rl.jsonl""", vars())
+    data = plan.data
+    tested, taught = f"{data}/all/test.jsonl", f"{data}/all/sft.jsonl"
+    plan.add(1, "puzzles to test on", f"""
+        python kk_gen.py --template compact --people 3-4 --num 300 --seed 1 --out {tested}""")
+    plan.add(1, "puzzles for SFT", f"""
+        python kk_gen.py --template compact --people 3 --num 1000 --seed 2 --exclude {tested}
+            --out {taught}""")
+    plan.add(1, "the first of these to test on", f"""
+        python scripts/problems.py --no-shuffle --source {tested}
+            --parts test=3:{threes},4:{fours} --out {data}""", made=f"{data}/test.jsonl")
+    plan.add(1, "the first of these for SFT", f"""
+        python scripts/problems.py --no-shuffle --source {taught} --parts sft={examples}
+            --out {data}""", made=f"{data}/sft.jsonl")
+    plan.add(1, "puzzles for GRPO", f"""
+        python kk_gen.py --template compact --people 3 --num 3000 --seed 3
+            --exclude {tested} {taught} --out {data}/rl.jsonl""")
 
 
 def add_phases(plan: Plan) -> None:
     """The documents of both phases, then every model in both phases."""
-    reasoning = [share for share in plan.shares if not share.startswith("guess=")]
-    phases = [("lessons", "--tokens", plan.lessons, reasoning, "--batch 16 --lr 3e-3"),
-              ("mixture", "--tokens", plan.tokens, plan.shares, "--batch 64 --lr 1e-3")]
-    right, starts = 100, {f"{plan.out}/w{width}": f"--init {plan.out}/w{width}.json"
-                          " --tokenizer assets/tiny_base" for width in plan.widths}
-    if plan.what == "base":
-        test = (f" --eval {plan.data}/test.jsonl --eval-n 2 --eval-temperature 1"
-                " --eval-max-new-tokens 300 --eval-every ")
-        phases = [("careful", "--num", 84_000, "worked=74 table=15 search=11",
+    settings, out, data = plan.settings, plan.out, plan.data
+    reasoning = [share for share in settings.shares if not share.startswith("guess=")]
+    phases = [("lessons", f"--tokens {settings.lessons}", reasoning, "--batch 16 --lr 3e-3"),
+              ("mixture", f"--tokens {settings.tokens}", settings.shares, "--batch 64 --lr 1e-3")]
+    right, starts = 100, {f"{out}/w{width}": f"--init {out}/w{width}.json"
+                          " --tokenizer assets/tiny_base" for width in settings.widths}
+    if settings.what == "base":
+        test = (f"--eval {data}/test.jsonl --eval-n 2 --eval-temperature 1"
+                " --eval-max-new-tokens 300 --eval-every")
+        phases = [("careful", "--num 84000", "worked=74 table=15 search=11".split(),
                    f"--batch 16 --lr 3e-3 {test} 1000"),
-                  ("careless", "--num", 48_000, "guess=73 worked=20 table=4 search=3",
+                  ("careless", "--num 48000", "guess=73 worked=20 table=4 search=3".split(),
                    f"--batch 80 --lr 1e-3 {test} 200")]
-        right, starts = 0, {plan.out: "--init assets/tiny.json"}
-    for world, (name, size, number, shares, _) in enumerate(phases, 2 * plan.seed):
-        plan.add("""60 documents: {name}
-            python scripts/tiny_world.py {size} {number} --right {right} --seed {world}
-                --shares [shares] --people 3=85 4=15 --exclude {data}/test.jsonl {data}/sft.jsonl
-                {data}/rl.jsonl --out {out}/{name}.jsonl""", vars())
+        right, starts = 0, {out: "--init assets/tiny.json"}
+    for world, (name, size, shares, _) in enumerate(phases, 2 * settings.seed):
+        plan.add(60, f"documents: {name}", f"""
+            python scripts/tiny_world.py {size} --right {right} --seed {world}
+                --shares {join(shares)} --people 3=85 4=15
+                --exclude {data}/test.jsonl {data}/sft.jsonl {data}/rl.jsonl
+                --out {out}/{name}.jsonl""")
     for folder, start in starts.items():
-        for name, _, _, _, flags in phases:
-            plan.add("""600 {folder}: {name}
-                python sft.py --data {out}/{name}.jsonl --out {folder}/{name} --seed {seed}
-                    --epochs 1 --norm token --max-length 512 --warmup 100 --beta2 0.95
-                    --save-every 500 [start] [flags]""", vars())
+        for name, _, _, flags in phases:
+            plan.add(600, f"{folder}: {name}", f"""
+                python sft.py --data {out}/{name}.jsonl --out {folder}/{name}
+                    --seed {settings.seed} --epochs 1 --norm token --max-length 512 --warmup 100
+                    --beta2 0.95 --save-every 500 {start} {flags}""")
             start = f"--model {folder}/{name}/model"
 
 
@@ -80,6 +86,7 @@ def main(settings: Settings) -> None:
     settings.out = settings.out or {"base": "runs/tiny_base"}.get(
         settings.what, f"runs/mixture-{settings.seed}")
     plan = Plan(settings)
+    plan.data = quote(settings.data)
     add_puzzles(plan)
     add_phases(plan)
     # Not Qwen2.5's weights of 0.02 and angles of 1e6: half the tokens will do (results/echo.md).

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from shlex import join, quote
 
 from conductor import Experiment, Plan
 from engine.files import whole_file
@@ -25,23 +26,25 @@ class Settings(Experiment):
     problems: int = limits(300, at_least=3)     # to test on; a third of them for the effects
 
 
-def add_sets(plan: Plan, when: str, steps: list[str]) -> list[str]:
+def add_sets(plan: Plan, when: str, steps: list[str], run: str, seed: str) -> list[str]:
     """Make the sets of answers of these steps, and return their names."""
-    plan.add("""2 answers of the {when} steps
-        python scripts/keep_correct.py --data [steps] --per-problem 4 --seed {seed}
-            --out {out}/{when}.jsonl""", vars())
-    names = [f"{when}_{by}_{end}" for by in plan.by for end in ("highest", "lowest")]
-    for name in names:
-        by, end = name.removeprefix(f"{when}_").rsplit("_", 1)
-        more = "--exact " * (by == "cosine") + "--lowest" * (end == "lowest")
-        plan.add("""20 {name} -> {out}/{name}.jsonl
-            python effect.py --model {base} --seed {seed} --test {run}/data/test.jsonl
-                --data {out}/{when}.jsonl --limit {third} --max-new-tokens 300 --max-length 512
-                --no-halves --norms 0 --quantile 0.25 --by {by} [more]
-                --select {out}/{name}.jsonl""", vars())
-    plan.add("""1 as many at random
+    out, tested = plan.out, plan.settings.problems // 3
+    plan.add(2, f"answers of the {when} steps", f"""
+        python scripts/keep_correct.py --data {join(steps)} --per-problem 4 --seed {seed}
+            --out {out}/{when}.jsonl""")
+    names = []
+    for by in plan.settings.by:
+        for end in ("highest", "lowest"):
+            names.append(name := f"{when}_{by}_{end}")
+            more = "--all-cosines " * (by == "cosine") + "--lowest" * (end == "lowest")
+            plan.add(20, name, f"""
+                python effect.py --model {plan.base} --seed {seed} --test {run}/data/test.jsonl
+                    --data {out}/{when}.jsonl --limit {tested} --max-new-tokens 300
+                    --max-length 512 --no-halves --cosines 0 --share 0.25 --by {by} {more}
+                    --select {out}/{name}.jsonl""", made=f"{out}/{name}.jsonl")
+    plan.add(1, "as many at random", f"""
         python scripts/keep_correct.py --data {out}/{when}.jsonl --per-problem 0 --seed {seed}
-            --as-many-as {out}/{name}.jsonl --out {out}/{when}_random.jsonl""", vars())
+            --as-many-as {out}/{names[-1]}.jsonl --out {out}/{when}_random.jsonl""")
     return [*sorted(names), f"{when}_random"]
 
 
@@ -49,21 +52,21 @@ def main(settings: Settings) -> None:
     settings.out = settings.out or f"{settings.run}/selection"
     if not os.path.exists(f"{settings.run}/report.md"):
         raise ValueError(f"{settings.run}: no finished run of redistill.py tiny")
-    plan = Plan(settings)
-    plan.third = settings.problems // 3
+    plan, run = Plan(settings, settings.base), quote(settings.run)
     with open(f"{settings.run}/settings.txt") as file:
-        plan.seed = dict(line.rstrip("\n").partition(": ")[::2] for line in file)["seed"]
+        seed = dict(line.rstrip("\n").partition(": ")[::2] for line in file)["seed"]
     steps = sorted(glob.glob(glob.escape(settings.run) + "/rl_base/rollouts/step-*.jsonl"))
     names = [name for when in settings.when
-             for name in add_sets(plan, when, steps[:11] if when == "first" else steps[-11:])]
+             for name in add_sets(plan, when, steps[:11] if when == "first" else steps[-11:],
+                                  run, seed)]
     for name in names:
-        plan.add("""10 fine-tune the base on {name}
-            python sft.py --model {base} --data {out}/{name}.jsonl --seed {seed}
-                --out {out}/sft_{name} --lr 5e-4 --batch 16 --epochs 4 --max-length 512
-            5 evaluate sft_{name}
-            python sample.py --model {out}/sft_{name}/model --data {run}/data/test.jsonl
-                --limit {problems} --out {out}/eval_{name}.jsonl --n 2 --temperature 1
-                --max-new-tokens 300""", vars())
+        plan.add(10, f"fine-tune the base on {name}", f"""
+            python sft.py --model {plan.base} --data {plan.out}/{name}.jsonl --seed {seed}
+                --out {plan.out}/sft_{name} --lr 5e-4 --batch 16 --epochs 4 --max-length 512""")
+        plan.add(5, f"evaluate sft_{name}", f"""
+            python sample.py --model {plan.out}/sft_{name}/model --data {run}/data/test.jsonl
+                --limit {settings.problems} --out {plan.out}/eval_{name}.jsonl --n 2
+                --temperature 1 --max-new-tokens 300""")
     plan.conduct(f"{settings.out}/report.txt")
     if not settings.dry_run:
         with whole_file(f"{settings.out}/report.txt") as file:

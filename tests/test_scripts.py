@@ -3,6 +3,7 @@ import collections
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -205,6 +206,7 @@ class Settings(Experiment):
 
 def main(settings):
     plan = Plan(settings)
+    out = plan.out
     {stages}
     plan.conduct("the end", ("words",))
 
@@ -233,11 +235,11 @@ os.makedirs(flags["--out"] + "/part")
 class Toy:
     """An experiment of a few stages, in a process of its own. TOOL is the program above."""
 
-    def __init__(self, tmp_path, *stages, drop=""):
+    def __init__(self, tmp_path, *stages):
+        """stages: the arguments of plan.add, as a text of Python. `out` is the run directory."""
         self.out, self.script, tool = tmp_path / "out", tmp_path / "toy.py", tmp_path / "tool.py"
         tool.write_text(TOOL)
-        lines = (f"plan.add({stage.replace('TOOL', f'python {tool}')!r}, {{}}, {drop!r})"
-                 for stage in stages)
+        lines = (f"plan.add({stage.replace('TOOL', f'python {tool}')})" for stage in stages)
         self.script.write_text(TOY.format(scripts=SCRIPTS, stages="\n    ".join(lines)))
 
     def begin(self, *flags):
@@ -255,10 +257,10 @@ class Toy:
 
 def test_what_is_there_is_skipped_and_what_was_begun_goes_on(tmp_path):
     """--resume is for our trainers; a script in between would stop at it."""
-    ours = "5 ours\necho sft.py --lr {level} [words]\n  --out {out}/half"
-    toy = Toy(tmp_path, f"5 what is there -> {{out}}/done\nfalse x\n{ours}",
-              "\n  5 another\n  echo grpo.py --out {out}/new",
-              "5 a script\necho scripts/sft.py.py --out {out}/half", ours)
+    ours = '5, "ours", f"echo sft.py --lr {settings.level} {settings.words}\\n --out {out}/half"'
+    toy = Toy(tmp_path, '5, "what is there", "false x", made=f"{out}/done"', ours,
+              '9, "another", f"echo grpo.py --out {out}/new"',
+              '5, "a script", f"echo scripts/sft.py.py --out {out}/half"', ours)
     printed = toy.run("--dry-run")
     assert not toy.out.exists()
     (toy.out / "half").mkdir(parents=True)
@@ -268,17 +270,15 @@ def test_what_is_there_is_skipped_and_what_was_begun_goes_on(tmp_path):
     assert [line for line in printed.splitlines() if line] == [
         "# 1. what is there", "false x", "# 2. ours", f"echo sft.py --lr 1 a b --out {half}",
         "# 3. another", f"echo grpo.py --out {toy.out}/new", "# 4. a script",
-        f"echo scripts/sft.py.py --out {half}"]
-    lines = [line for line in toy.run().splitlines() if line]
-    assert lines[0] == "[2/4] ours (0:00 gone)"
-    assert lines[1] == f"sft.py --lr 1 a b --out {half} --resume"
-    assert lines[2].startswith("[3/4] another (0:00 gone, about ")
-    assert lines[3] == f"grpo.py --out {toy.out}/new" and len(lines) == 5     # `half` is there
-    assert lines[4] == "0:00 min: the end"
+        f"echo scripts/sft.py.py --out {half}"]         # the stage that comes twice is made once
+    assert toy.run("--jobs", 1).splitlines() == [       # the longest first; `half` is there
+        "[3/4] another", "[3/4] another: 0:00 min", f"grpo.py --out {toy.out}/new",
+        "[2/4] ours", "[2/4] ours: 0:00 min", f"sft.py --lr 1 a b --out {half} --resume",
+        "0:00 min: the end"]
 
 
 def test_a_run_directory_belongs_to_its_settings(tmp_path):
-    toy = Toy(tmp_path, "1 one\nTOOL --out {out}/a")
+    toy = Toy(tmp_path, '1, "one", f"TOOL --out {out}/a"')
     toy.run()
     assert (toy.out / "settings.txt").read_text() == "level: 1\n"
     assert "made with other settings" in toy.run("--level", 2, code=2)
@@ -288,42 +288,96 @@ def test_a_run_directory_belongs_to_its_settings(tmp_path):
 
 def test_two_jobs_run_side_by_side_and_wait_for_what_they_need(tmp_path):
     """a and b wait for each other: one by one they never end. c needs a part of a, d needs c."""
-    toy = Toy(tmp_path, "1 a\nTOOL --out {out}/a --wait {out}/b.begun",
-              "1 c\nTOOL --out {out}/c --data {out}/a/part",
-              "1 d\nTOOL --out {out}/d --data {out}/c",
-              "1 b\nTOOL --out {out}/b --wait {out}/a.begun")
+    toy = Toy(tmp_path, '1, "a", f"TOOL --out {out}/a --wait {out}/b.begun"',
+              '1, "c", f"TOOL --out {out}/c --data {out}/a/part"',
+              '1, "d", f"TOOL --out {out}/d --data {out}/c"',
+              '1, "b", f"TOOL --out {out}/b --wait {out}/a.begun"')
     out = toy.run("--jobs", 2)
-    assert [line.split()[1] for line in out.splitlines() if line.startswith("[")] == list("abcd")
+    assert re.findall(r"\] (.)\n", out) == list("abcd")         # in the order in which they began
     assert all((toy.out / name / "part").exists() for name in "abcd")
 
 
+def test_who_needs_whom():
+    """By paths: what a stage makes, what lies below it (a model in a run), what lies above it."""
+    from conductor import Stage, needs
+    data = Stage(1, "", ("kk_gen.py", "--out", "x/data/a.jsonl"), "x/data/a.jsonl",
+                 "x/data/a.jsonl", "")
+    cut = Stage(1, "", ("problems.py", "--out", "x/data"), "x/data/last.jsonl", "x/data", "")
+    run = Stage(1, "", ("sft.py", "--data", "x/./data/a.jsonl", "--out", "x/run"), "x/run/model",
+                "x/run", "")
+    other = Stage(1, "", ("sft.py", "--data", "x/data.jsonl", "--out", "x/run2"), "x/run2/model",
+                  "x/run2", "")
+    first = Stage(1, "", ("grpo.py", "--data", "x/data/first.jsonl", "--model", "x/run/step-1"),
+                  "x/rl/model", "x/rl", "")
+    report = Stage(1, "", ("report.py", "--runs", "x", "--out", "x"), "x/report.md", "x", "")
+    assert needs([data, cut, run, other, first, report]) == {
+        data: set(), cut: {data}, run: {data, cut}, other: set(), first: {cut, run},
+        report: {data, cut, run, other, first}}
+
+
 def test_a_stage_that_fails_ends_all_and_the_others_may_save(tmp_path):
-    toy = Toy(tmp_path, "1 a\nTOOL --out {out}/a --wait nowhere",
-              "1 b\nTOOL --out {out}/b --wait {out}/a.begun --data nowhere",
-              "1 c\nTOOL --out {out}/c")
+    toy = Toy(tmp_path, '2, "a", f"TOOL --out {out}/a --wait nowhere"',
+              '2, "b", f"TOOL --out {out}/b --wait {out}/a.begun --data nowhere"',
+              '1, "c", f"TOOL --out {out}/c"')
     toy.run("--jobs", 2, code=4)
     assert (toy.out / "a.saved").exists() and not (toy.out / "c.begun").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_it_says_so_in_one_line(tmp_path, number):
-    """Ctrl-C reaches all processes, `kill` only the first. It leaves when the stage has saved."""
-    toy = Toy(tmp_path, "1 a\nTOOL --out {out}/a --wait nowhere", "1 b\nTOOL --out {out}/b")
-    process = toy.begin()
-    while not (toy.out / "a.begun").exists():
+    """Ctrl-C reaches all processes, `kill` only the first. It leaves when the stages have saved."""
+    toy = Toy(tmp_path, '1, "a", f"TOOL --out {out}/a --wait nowhere"',
+              '1, "b", f"TOOL --out {out}/b --wait nowhere"')
+    process = toy.begin("--jobs", 2)
+    while not ((toy.out / "a.begun").exists() and (toy.out / "b.begun").exists()):
         time.sleep(0.01)
     (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     _, error = process.communicate()
-    assert process.returncode == 130 and (toy.out / "a.saved").exists()
+    assert process.returncode == 130
+    assert (toy.out / "a.saved").exists() and (toy.out / "b.saved").exists()
     assert error == "toy.py: stopped; the same command goes on from here\n"
 
 
 def test_what_nobody_needs_goes(tmp_path):
-    toy = Toy(tmp_path, "1 answers -> {out}/1.json\nTOOL --out {out}/1.jsonl"
-              "\n1 table\nTOOL --data {out}/1.jsonl --out {out}/1.json", drop="{out}/1.json.")
+    toy = Toy(tmp_path, '1, "answers", f"TOOL --out {out}/1.jsonl", made=f"{out}/1.json"',
+              '1, "table", f"TOOL --data {out}/1.jsonl --out {out}/1.json", drop=f"{out}/1.json."')
     toy.run("--jobs", 2)
     assert sorted(os.listdir(toy.out)) == ["1.json", "1.jsonl", "1.jsonl.begun", "settings.txt"]
     assert "[" not in toy.run()                         # the answers are not sampled again
+
+
+SHOWS = """import sys, time
+print("a result")
+print("a warning", file=sys.stderr)
+sys.stderr.write("sample:   0%|          | 0/2 [00:00<?]")
+for i in (1, 2):
+    sys.stderr.write(f"\\rsample: {50 * i}%|#####| {i}/2 [00:0{i}<00:01, 7 tokens/s]")
+    sys.stderr.flush()
+    time.sleep(0.3)
+sys.stderr.write("\\n")
+"""
+
+
+def test_a_person_sees_a_line_for_each_stage_and_then_what_it_said(tmp_path):
+    """On a terminal: the stage's own bar while it runs. After it: its results and warnings."""
+    toy = Toy(tmp_path, f'1, "one", "python {tmp_path}/shows.py"')
+    (tmp_path / "shows.py").write_text(SHOWS)
+    inner, outer = os.openpty()
+    process = subprocess.Popen([sys.executable, toy.script, "--out", toy.out], stdout=outer,
+                               env={**os.environ, "COLUMNS": "100"})
+    os.close(outer)
+    seen = b""
+    try:
+        while some := os.read(inner, 4096):
+            seen += some
+    except OSError:                                     # Linux says so that the other end closed
+        pass
+    assert process.wait() == 0
+    seen = seen.decode().replace("\r\n", "\n")
+    assert re.search(r"\[1/1\] one: sample: 50% 1/2 \[00:01<00:01, 7 tokens/s\]\n"
+                     r"0:00 min gone, about 0:\d\d left\n", seen)
+    end = re.sub(r".*\033\[J", "", seen, flags=re.DOTALL)   # after what was last taken away
+    assert end == "[1/1] one: 0:00 min\na result\na warning\n0:00 min: the end\n"
 
 
 # ---- the experiments -------------------------------------------------------------------------
@@ -376,7 +430,7 @@ class Experiments:
 
     def run(self):
         self.start("tiny")
-        while self.running.poll() is None and "[11/" not in (self.runs / "tiny.out").read_text():
+        while self.running.poll() is None and "] GRPO from base\n" not in (self.runs / "tiny.out").read_text():
             time.sleep(0.05)
         self.signal(signal.SIGINT)
         self.stopped, self.ended = self.end("tiny"), {}
