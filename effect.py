@@ -2,7 +2,7 @@
 
     python effect.py --model runs/base/model --test data/held_out.jsonl --data a.jsonl b.jsonl
     python effect.py --model Qwen2.5-1.5B --test test.jsonl --data pool.jsonl --select best.jsonl \
-        --quantile 0.25 --per-problem 1
+        --share 0.25 --per-problem 1
 
 J is the mean reward of the model's own answers to the test problems. G is its gradient, estimated
 from K answers o_1 ... o_K to each problem, with rewards r_1 ... r_K:
@@ -12,14 +12,15 @@ from K answers o_1 ... o_K to each problem, with rewards r_1 ... r_K:
 
 One small step along the gradient of log p(o) raises J in proportion to the effect of o:
 
-    effect(o) = < grad log p(o), G >  =  d/ds log p(o) at the weights w + s G, for s = 0   `effects`
+    effect(o) = < grad log p(o), G >  =  d/ds log p(o) at weights theta + s G, at s = 0    `effects`
 
 The second form is why an effect is cheap. It needs no gradient of the example: it is how fast
-log p(o) grows when the weights move along G, and one pass gives that for a whole batch. `jvp` carries
-this slope through the forward pass (forward-mode differentiation). `difference` takes
-(log p at w + s G  -  log p at w - s G) / 2s, in fp32. SFT on a dataset raises J in proportion to its
-mean effect, for a small step. Only the cosine of an example with G needs the example's own gradient;
-so it is computed for a few examples of each file (--norms).
+log p(o) grows when the weights move along G, and one pass gives that for a whole batch. `jvp`
+(Jacobian-vector product) carries this slope through the forward pass (forward-mode
+differentiation). `difference` takes (log p at theta + s G  -  log p at theta - s G) / 2s, in fp32.
+SFT on a dataset raises J in proportion to its mean effect, for a small step. Only the cosine of an
+example with G needs the example's own gradient; so it is computed for a few examples of each file
+(--cosines).
 
 From the paper (arXiv 2505.17988, first version): the idea, and that it is an inner product of
 gradients. Its code holds none of it, so all that is said here is our reading. An answer from
@@ -45,21 +46,21 @@ class Settings(Machine):
     max_length: int = limits(5000, at_least=2)      # longer examples are left out
     method: str = limits("auto", one_of=("auto", "jvp", "difference"))  # auto: jvp on cuda,
     #                                 difference on a CPU
-    halves: bool = True             # effects with each half of G apart: twice the work, and it shows
+    halves: bool = True             # effects with each half of G apart: twice the work, and shows
     #                                 how noisy G is
-    norms: int = limits(32, at_least=0)     # examples of each file whose own gradient is computed,
+    cosines: int = limits(32, at_least=0)   # examples of each file whose own gradient is computed,
     #                                 for its cosine with G
-    exact: bool = False             # compute them all: a cosine for each example, and slow
+    all_cosines: bool = False       # compute the cosine of every example: slow
     # ---- the choice
     select: str = ""                # write the examples with the highest effect here
     by: str = limits("effect", one_of=("effect", "per_token", "cosine"))    # what is to be high
-    quantile: float = limits(0.0, at_least=0, at_most=1)    # this share of all; 0: all
+    share: float = limits(0.0, at_least=0, at_most=1)   # keep this share of all examples; 0: all
     lowest: bool = False            # the lowest instead, to compare with
     per_problem: int = limits(0, at_least=0)    # at most so many with the same id; 0: all
     # ---- the run
     out: str = ""                   # directory for summary.json and NAME.effects.jsonl
     template: str = limits("chat", one_of=TEMPLATES)    # prompts of official problem files
-    seed: int = 0                   # of the answers, and of the choice of --norms
+    seed: int = 0                   # of the answers, and of which examples --cosines takes
 
 
 if __name__ == "__main__":      # before torch is imported: --help and a wrong flag answer at once
@@ -80,7 +81,7 @@ from engine.batches import Sequence, micro_batches, response_logprobs
 from engine.examples import Dataset, read_datasets
 from engine.files import check_output, write_json, write_jsonl
 from engine.problems import read_problems
-from engine.processes import device_and_dtype
+from engine.processes import fit_machine
 from engine.tables import answers_needed, histogram, standard_error
 from engine.tokenizer import load_tokenizer, response_text, stop_ids
 from model import Config, load
@@ -94,6 +95,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     K = rewards.shape[-1]
     if K < 2:
         raise ValueError("group = 1 has no others to compare with: at least 2")
+    # r_k - mean of the others  =  (r_k - mean of all) * K / (K - 1)
     return (rewards - rewards.mean(-1, keepdim=True)) * K / (K - 1)
 
 
@@ -118,7 +120,8 @@ def weighted_gradient(model, sequences, weights, settings, temperature=1.0) -> d
     used = [i for i, weight in enumerate(weights) if weight]
     for some in batches([sequences[i] for i in used], settings, "gradient"):
         indices = [used[i] for i in some]
-        logp, _ = response_logprobs(model, [sequences[i] for i in indices], False, temperature)
+        logp, _ = response_logprobs(model, [sequences[i] for i in indices], pack=False,
+                                    temperature=temperature)
         weight = torch.tensor([weights[i] for i in indices], device=logp.device)
         (logp.sum(-1).double() * weight).sum().backward()
     gradient = {name: torch.zeros_like(p) if p.grad is None else p.grad
@@ -129,7 +132,8 @@ def weighted_gradient(model, sequences, weights, settings, temperature=1.0) -> d
 
 def batches(sequences, settings, name: str):
     """Groups of indices of at most micro_tokens tokens, similar lengths together, with a bar."""
-    groups = micro_batches([len(one.tokens) for one in sequences], settings.micro_tokens, False)
+    lengths = [len(one.tokens) for one in sequences]
+    groups = micro_batches(lengths, settings.micro_tokens, pack=False)
     with tqdm(total=len(sequences), desc=name, unit=" examples", leave=False, delay=1) as bar:
         for group in groups:
             yield group
@@ -155,10 +159,10 @@ def reward_gradient(model, problems: list[dict], tokenizer, settings) -> tuple[l
         halves.append(weighted_gradient(model, answers, weights.flatten().tolist(), settings,
                                         settings.temperature))
     # With G = (a + b) / 2: <a, a>, <b, b> and <a, b> give its length and the cosine of its halves.
-    a, b, ab = (inner(halves[i], halves[j]) for i, j in ((0, 0), (1, 1), (0, 1)))
-    cosine = ab / (a * b) ** 0.5 if a and b else 0.0
+    aa, bb, ab = (inner(halves[i], halves[j]) for i, j in ((0, 0), (1, 1), (0, 1)))
+    cosine = ab / (aa * bb) ** 0.5 if aa and bb else 0.0
     return halves, {"problems": len(problems), "answers": rewards.numel(),
-                    "reward": float(rewards.mean()), "norm": (a + b + 2 * ab) ** 0.5 / 2,
+                    "reward": float(rewards.mean()), "norm": (aa + bb + 2 * ab) ** 0.5 / 2,
                     "used": int((A != 0).any(-1).sum()), "split_half_cosine": cosine}
 
 
@@ -170,38 +174,43 @@ def inner(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 @contextlib.contextmanager
 def changed_weights(model, make):
     """The model with make(name, parameter) in the place of every parameter."""
-    kept = [(*name.rpartition("."), parameter) for name, parameter in model.named_parameters()]
+    kept = list(model.named_parameters())
+
+    def put(name, parameter):
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner)._parameters[leaf] = parameter
     try:
-        for owner, dot, leaf, parameter in kept:
-            model.get_submodule(owner)._parameters[leaf] = make(owner + dot + leaf, parameter)
+        for name, parameter in kept:
+            put(name, make(name, parameter))
         yield
     finally:
-        for owner, _, leaf, parameter in kept:
-            model.get_submodule(owner)._parameters[leaf] = parameter
+        for name, parameter in kept:
+            put(name, parameter)
 
 
 def by_jvp(model, sequences, G, settings, values) -> None:
-    """Every weight carries G as its tangent, and so log p comes out with a tangent of its own."""
+    """Give every weight the rate of change G (its tangent). PyTorch then returns the rate of change
+    of log p: the effect."""
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), changed_weights(
             model, lambda name, p: forward_ad.make_dual(p.detach(), G[name].to(p.dtype))):
         for indices in batches(sequences, settings, "effects"):
-            logp, _ = response_logprobs(model, [sequences[i] for i in indices], False)
+            logp, _ = response_logprobs(model, [sequences[i] for i in indices], pack=False)
             values[indices] = forward_ad.unpack_dual(logp).tangent.double().sum(-1).cpu().numpy()
 
 
-STEP = 4e-5     # of the difference, as a share of the norm of all weights: see results/effect.md
+STEP = 4e-5     # s times the norm of G, as a share of the norm of all weights (results/effect.md)
 
 
 def by_difference(model, sequences, G, settings, values) -> None:
     """A step along G and a step back. A central difference: its error is O(step squared)."""
     size = sum(p.detach().double().square().sum() for p in model.parameters()) ** 0.5
     step = STEP * float(size) / inner(G, G) ** 0.5
-    compute_dtype, model.compute_dtype = model.compute_dtype, None
+    compute_dtype, model.compute_dtype = model.compute_dtype, None      # in fp32
     try:
         for sign in (1, -1):
             with changed_weights(model, lambda name, p: p.detach() + sign * step * G[name]):
                 for indices in batches(sequences, settings, "effects"):
-                    logp, _ = response_logprobs(model, [sequences[i] for i in indices], False)
+                    logp, _ = response_logprobs(model, [sequences[i] for i in indices], pack=False)
                     values[indices] += sign / (2 * step) * logp.double().sum(-1).cpu().numpy()
     finally:
         model.compute_dtype = compute_dtype
@@ -245,8 +254,8 @@ def measure(model, dataset: Dataset, G, halves, settings) -> tuple[dict, list[di
            "standard_error": standard_error(values, dataset.ids(), settings.seed),
            "per_token": float(values.sum() / lengths.sum()),
            "positive": float((values > 0).mean()), "length": float(lengths.mean()), **agreement}
-    chosen = numpy.arange(len(values)) if settings.exact else numpy.random.default_rng(
-        settings.seed).permutation(len(values))[:settings.norms]
+    chosen = numpy.arange(len(values)) if settings.all_cosines else numpy.random.default_rng(
+        settings.seed).permutation(len(values))[:settings.cosines]
     if len(chosen):
         norm_of_G = inner(G, G) ** 0.5
         sizes = norms(model, [dataset.sequences[i] for i in chosen], settings)
@@ -263,7 +272,9 @@ def best(examples: list[dict], settings) -> list[dict]:
         count[row["id"]] = count.get(row["id"], 0) + 1
         if not settings.per_problem or count[row["id"]] <= settings.per_problem:
             kept.append(row)
-    return kept[:round(settings.quantile * len(examples)) or None]
+    if settings.share:
+        kept = kept[:max(1, round(settings.share * len(examples)))]
+    return kept
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -280,10 +291,10 @@ def table(rows: list[dict]) -> str:
 
 def check(settings) -> None:
     """ValueError for settings that do not fit together."""
-    if settings.by == "cosine" and not settings.exact:
-        raise ValueError("--by cosine needs the norm of every example: --exact")
-    if bool(settings.select) != bool(settings.quantile or settings.per_problem):
-        raise ValueError("--select FILE goes with --quantile or --per-problem")
+    if settings.by == "cosine" and not settings.all_cosines:
+        raise ValueError("--by cosine needs the cosine of every example: --all-cosines")
+    if bool(settings.select) != bool(settings.share or settings.per_problem):
+        raise ValueError("--select FILE goes with --share or --per-problem")
     stems = [os.path.splitext(os.path.basename(path))[0] for path in settings.data]
     if settings.out and len(set(stems)) < len(stems):
         raise ValueError(f"files of the same name cannot share --out: {' '.join(settings.data)}")
@@ -291,8 +302,8 @@ def check(settings) -> None:
 
 def main(settings) -> None:
     check(settings)
-    device, dtype = device_and_dtype(settings.device, settings.dtype)
     config, tokenizer = Config.load(settings.model), load_tokenizer(settings.model)
+    device, dtype = fit_machine(settings, config)
     problems = read_problems(settings.test, settings.template)[:settings.limit or None]
     datasets = read_datasets(settings, tokenizer, config, {str(one["id"]) for one in problems})
     for path in filter(None, (settings.select, settings.out and settings.out + "/summary.json")):
@@ -300,27 +311,27 @@ def main(settings) -> None:
     model = load(settings.model, device)
     model.compute_dtype = None if dtype == torch.float32 else dtype
     model.checkpointing = device != "cpu"       # The backward passes of G need it for memory.
-    halves, gradient = reward_gradient(model, problems, tokenizer, settings)
-    more = answers_needed(gradient["split_half_cosine"])
-    print(f"G from {gradient['answers']:,} answers to {gradient['problems']} problems"
-          f" ({gradient['used']} of them neither all right nor all wrong), reward"
-          f" {gradient['reward']:.3f}; its halves have cosine {gradient['split_half_cosine']:.3f}:"
+    halves, about_G = reward_gradient(model, problems, tokenizer, settings)
+    more = answers_needed(about_G["split_half_cosine"])
+    print(f"G from {about_G['answers']:,} answers to {about_G['problems']} problems"
+          f" ({about_G['used']} of them neither all right nor all wrong), reward"
+          f" {about_G['reward']:.3f}; its halves have cosine {about_G['split_half_cosine']:.3f}:"
           f" for a cosine of 0.9 with the truth it takes about {more:.2g} times the answers")
     G = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
     rows, examples = zip(*[measure(model, dataset, G, halves, settings) for dataset in datasets])
     print(table(rows))
     print(histogram([(dataset.name, [one["effect"] for one in some])
                      for dataset, some in zip(datasets, examples)]))
-    write(datasets, rows, examples, gradient, settings)
+    write(datasets, rows, examples, about_G, settings)
 
 
-def write(datasets, rows, examples, gradient: dict, settings) -> None:
+def write(datasets, rows, examples, about_G: dict, settings) -> None:
     """The files of --out and --select."""
     if settings.out:
         for dataset, some in zip(datasets, examples):
             write_jsonl(os.path.join(settings.out, dataset.name + ".effects.jsonl"), some)
         write_json(os.path.join(settings.out, "summary.json"),
-                   {"settings": vars(settings), "command": sys.argv, "gradient": gradient,
+                   {"settings": vars(settings), "command": sys.argv, "gradient": about_G,
                     "data": rows})
     if settings.select:
         pool = [{**row, **one} for dataset, some in zip(datasets, examples)

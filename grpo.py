@@ -1,21 +1,19 @@
-"""GRPO with rule-based rewards: sample groups of answers, verify them, update; and again.
+"""GRPO with rule-based rewards. A step samples groups of answers, verifies them and updates.
 
     python grpo.py --model runs/sft/model --data data/kk_train.jsonl --out runs/rl
 
-For every prompt the policy draws a group of K answers, and a rule gives each answer a reward r, 1 if
-it is right and 0 if not. An answer better than the mean of its group becomes more likely, a worse one
-less likely:
+For every prompt the policy draws a group of K answers. A rule gives each a reward r: 1 if it is
+right, else 0. An answer above the mean of its group becomes more likely, one below it less likely:
 
     A_i   = (r_i - mean r) / (std r + 1e-6)                                       `advantages`
     ratio = p_new(token) / p_old(token)
-    loss  = - mean over tokens of  min(ratio * A, clip(ratio, 1 - clip, 1 + clip) * A)   `grpo_loss`
+    loss  = - mean over tokens of  min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A)  `grpo_loss`
 
 With one update per batch of answers (the default) the new weights are the old ones when the loss is
-computed, so the ratio is exactly 1. The loss is then about 0 and says nothing. But its gradient is
-- mean of A * grad log p: the gradient of fine-tuning on the answers, each weighted by its advantage.
-Watch the reward, not the loss.
+computed, so the ratio is exactly 1. The loss is then about 0: watch the reward. But its gradient is
+- mean of A * grad log p: that of fine-tuning on the answers, each weighted by its advantage.
 
-What an answer is called on its way:
+What an answer is called on its way (`response` in a name is the answer without the prompt):
 
     Sample      what the sampler returns: token ids, their log-probs, whether it ended by itself
     rollout     a dictionary: the problem, the sample, its text and its reward (a line of a file)
@@ -26,8 +24,8 @@ What an answer is called on its way:
 Tensors of answers have shape [B, R]: B answers, R tokens of the longest one. Column 0 is the first
 token of an answer, not of its prompt; a mask is True up to the end of each answer.
 
-"The paper" is arXiv 2505.17988 with its published code. The defaults are its settings. An option that
-is not from it names its source, by its number on arXiv.
+"The paper" is arXiv 2505.17988 with its published code. The defaults are its settings. An option
+that is not from it names its source, by its number on arXiv.
 """
 from dataclasses import dataclass
 
@@ -41,16 +39,16 @@ class Settings(RolloutTraining):
     prompts: int = limits(128, at_least=1)      # problems in a step (paper: 128)
     group: int = limits(8, at_least=2)          # answers to each (paper: 8)
     temperature: float = limits(0.7, above=0)   # of sampling, and of the log-probs in the loss
-    updates: int = limits(1, at_least=1)        # passes over a step's answers (paper: 1)
+    passes: int = limits(1, at_least=1)         # over a step's answers (paper: 1)
     minibatches: int = limits(1, at_least=1)    # updates in a pass, each on a share of the prompts
     clip: float = limits(0.2, above=0, below=1)     # how far from 1 the ratio counts (paper: 0.2)
     std_norm: bool = True           # divide by the group's std (paper); no: Dr. GRPO, 2503.20783
-    norm: str = limits("token", one_of=("token", "sequence", "constant"))   # token: mean over all
-    #                                 tokens (DAPO, 2503.14476; what the paper did is not known);
-    #                                 sequence: mean of the answers' means (GRPO, 2402.03300);
-    #                                 constant: sum / (answers * max_new_tokens) (Dr. GRPO)
-    kl: float = limits(0.0, at_least=0)     # weight of the k3 KL to the start (paper: 0)
-    lr: float = limits(5e-6, above=0)       # (paper: K&K 5e-6; MATH and after re-distillation 2.5e-6)
+    norm: str = limits("token", one_of=("token", "sequence", "constant"))   # how the loss is
+    #       averaged; token: mean over all tokens (DAPO, 2503.14476; the paper's way is not known);
+    #       sequence: mean of the answers' means (GRPO, 2402.03300);
+    #       constant: sum / (answers * max_new_tokens) (Dr. GRPO)
+    kl: float = limits(0.0, at_least=0)     # beta, the weight of k3, the KL to the start (paper: 0)
+    lr: float = limits(5e-6, above=0)     # (paper: K&K 5e-6; MATH and after re-distillation 2.5e-6)
     warmup: int = limits(8, at_least=0)     # steps before the full rate (paper: K&K 8, MATH 4)
 
 
@@ -84,12 +82,11 @@ def advantages(rewards: Tensor, std_norm: bool = True) -> Tensor:
 
 
 def token_weights(mask: Tensor, norm: str, denominator: float | None = None) -> Tensor:
-    """What each token counts in the loss, [B, R].
+    """What each token counts in the loss, [B, R]: float64, so that the loss is summed in float64.
 
-    token: 1 / all tokens. sequence: 1 / (answers * tokens of its answer). constant: 1 / denominator.
-    Where this is a part of a minibatch, `denominator` is that of the whole minibatch (see
-    `loss_denominator`). So the losses of the parts add up to the loss of the whole.
-    In float64, so that the loss is summed in float64.
+    token: 1 / all tokens. sequence: 1 / (answers * its answer's tokens). constant: 1 / denominator.
+    If the mask is a part of a minibatch, `denominator` is that of the whole minibatch (from
+    `loss_denominator`). Then the losses of the parts add up.
     """
     mask = mask.double()
     if norm == "sequence":
@@ -100,23 +97,25 @@ def token_weights(mask: Tensor, norm: str, denominator: float | None = None) -> 
     return mask / (denominator or mask.sum().clamp(min=1))
 
 
-def loss_denominator(norm: str, sequences: list[Sequence], longest: int = 0) -> int:
+def loss_denominator(norm: str, sequences: list[Sequence], max_new_tokens: int = 0) -> int:
     """What the loss of a whole minibatch is divided by: tokens, answers, or a constant."""
     return {"token": sum(one.trained for one in sequences), "sequence": len(sequences),
-            "constant": len(sequences) * longest}[norm]
+            "constant": len(sequences) * max_new_tokens}[norm]
 
 
 def k3(new: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """Schulman's estimate of KL(new, reference) from tokens drawn from new. It is never negative."""
-    log_ratio = (reference - new).masked_fill(~mask, 0.0)
-    return log_ratio.exp() - 1 - log_ratio
+    """With r = p_reference / p_new: r - 1 - log r. It is Schulman's estimate of KL(new, reference)
+    from tokens drawn from new, and never below 0."""
+    log_r = (reference - new).masked_fill(~mask, 0.0)
+    return log_r.exp() - 1 - log_r
 
 
 def grpo_loss(new: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2,
               norm: str = "token", denominator: float | None = None,
               reference: Tensor | None = None, beta: float = 0.0) -> Tensor:
-    """The loss of answers with log-probs new and old [B, R] under the policy now and before the step.
+    """The loss of these answers.
 
+    new, old: log-probs [B, R] of the answers' tokens, under the policy now and before the step.
     advantages: of answers, [B], or of tokens, [B, R]. beta: weight of the KL to a reference model.
     """
     A = advantages if advantages.dim() == 2 else advantages[:, None]
@@ -139,14 +138,15 @@ class Answer:
 class Minibatch:
     """Answers that are trained on together.
 
-    old, reference: log-probs of each answer under the policy before the step and under the model at
-    the start of the run. old is None where the policy has not moved since it sampled.
+    `old` and `reference` are log-probs of each answer, under the policy before the step and under
+    the model at the start of the run. The trainer computes both: the sampler's differ by rounding,
+    and are used here for `sampler_gap` only. With one update in a step `old` is None: it is `new`.
     """
 
     def __init__(self, answers: list[Answer], settings, statistics: Tensor):
         everything = [answer.sequence for answer in answers]
         self.denominator = loss_denominator(settings.norm, everything, settings.max_new_tokens)
-        if not settings.kl:     # An advantage of 0 gives no gradient: skip the answer, but count it.
+        if not settings.kl:    # An advantage of 0 gives no gradient: skip the answer, but count it.
             answers = [answer for answer in answers if answer.advantage.any()]
         self.answers, self.settings, self.statistics = answers, settings, statistics
         self.sequences = [answer.sequence for answer in answers]
@@ -169,7 +169,7 @@ class Minibatch:
                          reference, settings.kl)
 
     def observe(self, new, old, reference, A, sampled, mask) -> None:
-        """Add to the statistics: tokens, clipped tokens, gap to the sampler, KL to the reference."""
+        """Count the tokens and the clipped ones; sum the gap to the sampler and the KL."""
         ratio, clip = (new - old).exp(), self.settings.clip
         clipped = torch.where(A > 0, ratio > 1 + clip, ratio < 1 - clip)
         kl = mask.new_zeros(()) if reference is None else k3(new, reference, mask)
@@ -178,8 +178,8 @@ class Minibatch:
 
 
 class GRPO:
-    """The method: credit the answers, update the policy. Variants replace one of the two: ppo.py
-    has another `credit`, and does more in `update`."""
+    """The method: `credit` gives the answers their advantages, `update` trains the policy on them.
+    ppo.py overrides `credit`, and in `update` also trains its critic."""
     name, has_critic = "grpo", False
 
     def __init__(self, settings, ranks, policy, optimizer, reference=None):
@@ -208,22 +208,22 @@ class GRPO:
                 for first in range(0, len(groups), share)]
 
     def update(self, groups: list[list[Answer]], lr: float) -> dict:
-        """All updates of a step; what they were like, averaged over tokens or updates."""
+        """Do all updates of a step. Returns metrics: counts, and means over tokens or updates."""
         settings = self.settings
         statistics = torch.zeros(4, dtype=torch.float64, device=self.ranks.device)
         minibatches = [Minibatch(answers, settings, statistics) for answers in self.split(groups)]
         for minibatch in minibatches:
-            if settings.updates * settings.minibatches > 1:     # The policy will move on the way.
+            if settings.passes * settings.minibatches > 1:     # The policy will move on the way.
                 minibatch.old = self.logprobs(self.policy, minibatch.sequences)
             if settings.kl:
                 minibatch.reference = self.logprobs(self.reference, minibatch.sequences)
         losses, grad_norms, skipped = [], [], 0
-        for _ in range(settings.updates):
+        for _ in range(settings.passes):
             for minibatch in minibatches:
                 # Forward and backward: this calls minibatch.loss for a few answers at a time.
                 losses.append(accumulate(self.policy, minibatch, self.ranks, settings))
                 grad_norms.append(self.optimizer.update(lr, losses[-1]))
-                skipped += self.optimizer.skipped > 0
+                skipped += self.optimizer.skipped > 0       # 1 if this update was skipped
         tokens, clipped, gap, kl = self.ranks.sum(statistics.tolist())
         trained = {"loss": mean(losses), "grad_norm": mean(grad_norms), "skipped": skipped,
                    "trained_tokens": int(tokens), "clip_fraction": clipped / max(1, tokens),
@@ -239,7 +239,7 @@ class GRPO:
 
 # ---- the loop --------------------------------------------------------------------------------
 class Trainer:
-    """A run: everything around the method. job: data, policy, run directory (engine/training.py)."""
+    """A run: what is around the method. job: data, policy, run directory (engine/training.py)."""
 
     def __init__(self, settings, ranks, dtype, method=GRPO):
         if settings.prompts % settings.minibatches:
@@ -271,7 +271,7 @@ class Trainer:
     def begin(self) -> None:
         """Unless the run goes on from a checkpoint: set its counters, and measure the start."""
         if self.run.state["step"] == 0:
-            # With as many slots as now a resumed run will sample, too.
+            # A resumed run must sample with the same number of slots, so the state keeps it.
             self.run.state |= {"position": 0, "samples": 0, "tokens": 0,
                                "slots": self.job.plan.slots}
             if self.job.held_out:

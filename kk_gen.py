@@ -46,7 +46,7 @@ class Settings:
 LEAVES = ("telling-truth", "lying")
 NAMES = """Ada Boris Clara Dmitri Elena Felix Gina Hugo Ines Jonas Kira Leo Mona Nils Olga Pavel
 Quinn Rosa Simon Tara Umar Vera Walter Xenia Yusuf Zelda Arlo Bianca Cyril Dora Edgar Una""".split()
-GIVE_UP_AFTER = 20_000      # draws in a row without a new puzzle: under 0.05 % of draws are new
+GIVE_UP_AFTER = 20_000      # failed draws in a row: then almost surely under 0.05 % are new
 
 
 # ---- statements as sets of truth-table rows --------------------------------------------------
@@ -140,13 +140,13 @@ def leaves_of(statement):
 def canonical_form(statements, commute=False):
     """The same for all puzzles that differ only in the names or the order of the people; with
     `commute`, also in the order of the parts of and, or, <=>."""
-    puzzle = [(said[0], [], []) for said in statements]         # operator, leaves, who speaks of them
+    puzzle = [(said[0], [], []) for said in statements]     # operator, leaves, who speaks of them
     for speaker, said in enumerate(statements):
         in_order = not (commute and said[0] in ("and", "or", "<=>"))
         for place, (role, person) in enumerate(leaves_of(said)):
-            puzzle[speaker][1].append((place * in_order, role, person))
+            puzzle[speaker][1].append((place if in_order else 0, role, person))
             puzzle[person][2].append(speaker)
-    return min(forms(puzzle, refine(puzzle, [0] * len(puzzle))))
+    return min(relabelled(puzzle, refine(puzzle, [0] * len(puzzle))))
 
 
 def refine(puzzle, colours):
@@ -162,34 +162,36 @@ def refine(puzzle, colours):
     while True:
         views = []                          # what each person looks like; -1 is "I"
         for person, (op, leaves, speakers) in enumerate(puzzle):
-            said = [(i, role, -1 if of == person else colours[of]) for i, role, of in leaves]
-            heard = [colours[speaker] for speaker in speakers]
-            views.append((colours[person], op, sorted(said), sorted(heard)))
+            speaks_of = [(i, role, -1 if of == person else colours[of]) for i, role, of in leaves]
+            spoken_of_by = [colours[speaker] for speaker in speakers]
+            views.append((colours[person], op, sorted(speaks_of), sorted(spoken_of_by)))
         distinct = [view for view, _ in itertools.groupby(sorted(views))]
         before, colours = len(set(colours)), [distinct.index(view) for view in views]
         if len(distinct) in (before, len(puzzle)):
             return colours
 
 
-def forms(puzzle, colours):
-    """The puzzle with colours for names. People of the same colour are told apart in every way.
+def relabelled(puzzle, colours):
+    """Yield the puzzle with colours for names, once everybody has a colour of their own.
 
-    Each of them in turn is singled out. But if two of these choices lead to the same form, they are
-    mirror images, and one is enough: otherwise 12 people who all say the same have 12! forms.
+    While several people share a colour, each of them in turn gets a new one, and `refine` spreads
+    the difference. If two of them lead to the same result they are interchangeable, and one is
+    enough: otherwise 12 people who all say the same would give 12! results.
     """
     shared = min((colour for colour in colours if colours.count(colour) > 1), default=None)
     if shared is None:                      # each colour is one person
         yield tuple(sorted(
             (colours[person], op, *sorted([(i, role, colours[of]) for i, role, of in leaves]))
             for person, (op, leaves, _) in enumerate(puzzle)))
+        return
     seen = set()
     for person in (person for person, colour in enumerate(colours) if colour == shared):
         singled_out = [*colours[:person], len(colours), *colours[person + 1:]]
-        choice = forms(puzzle, refine(puzzle, singled_out))
-        if (first := next(choice)) not in seen:
+        rest = relabelled(puzzle, refine(puzzle, singled_out))
+        if (first := next(rest)) not in seen:
             seen.add(first)
             yield first
-            yield from choice
+            yield from rest
 
 
 # ---- chains of thought -----------------------------------------------------------------------
@@ -203,7 +205,8 @@ def chain_of_thought(statements, style="search", like=()) -> list[tuple]:
     ("worked", roles, who)                   A=T B=T: A T ok, B F no    whose claims are true, too
     ("answer", roles)                        \\boxed{A is a knave, B is a knave}
 
-    A search may choose the next person and the reason. It chooses as the chain `like`, if it can.
+    A search may choose the next person and the reason. `like` is a chain whose choices are repeated
+    where they are valid.
     """
     people = len(statements)
     fits = [fitting_rows(said, speaker, people) for speaker, said in enumerate(statements)]
@@ -225,13 +228,14 @@ def chain_of_thought(statements, style="search", like=()) -> list[tuple]:
 
 def search_steps(statements, fits, like) -> list[tuple]:
     """Depth first, a knight before a knave. Whoever the latest claim speaks of comes next."""
-    people, knights = range(len(fits)), knight_rows(len(fits))
+    everybody, knights = range(len(fits)), knight_rows(len(fits))
     steps, trail, person = [], {}, None                         # trail: person -> role, in order
-    while len(trail) < len(people):
+    while len(trail) < len(everybody):
+        # wish: the same step of `like`; wish[1] is its person
         wish = like[len(steps)] if len(steps) < len(like) else ("no wish", None)
         if person is None:
             spoken_of = [leaf[1] for who in reversed(trail) for leaf in leaves_of(statements[who])]
-            left = [who for who in (*spoken_of, *people) if who not in trail]
+            left = [who for who in (*spoken_of, *everybody) if who not in trail]
             person, role = wish[1] if wish[1] in left else left[0], True
         now = {**trail, person: role}
         rows = functools.reduce(int.__and__, [knights[who] if is_knight else ~knights[who]
@@ -248,15 +252,15 @@ def search_steps(statements, fits, like) -> list[tuple]:
             person, role = trail.popitem()
         if failed:
             steps.append(("back", tuple(failed), person))
-        role = False
-    return [*steps, ("answer", tuple(trail[person] for person in people))]
+        role = False                        # person failed as a knight: next, as a knave
+    return [*steps, ("answer", tuple(trail[person] for person in everybody))]
 
 
 def check_chain_of_thought(statements, steps) -> tuple[int, str] | None:
     """None if every step is true and the last one answers; else the first fault, (index, why).
 
-    Truth counts, not taste: a search may take people in any order, and give any true reason. So we
-    let our own search make the same choices. Then the two chains must be the same.
+    A chain is right if each step is true: a search may take people in any order, and give any true
+    reason. So we let our own search make the same choices. Then the two chains must be the same.
     """
     kind = steps[0][0] if steps else "answer"
     style = {"table": "table", "worked": "worked", "answer": "guess"}.get(kind, "search")
@@ -312,7 +316,8 @@ def claim_text(statement, names, words, compact=False, roles=None) -> str:
         return f"if {texts[0]} then {texts[1]}" if op == "->" else f" {word} ".join(texts)
     leaf, person = first if op == "not" else statement
     if roles:
-        true = roles[person] == ((leaf == "telling-truth") != (op == "not"))
+        says_knight = (leaf == "telling-truth") != (op == "not")
+        true = roles[person] == says_knight
         return "FT"[true] if compact else ("false", "true")[true]
     role = words["a_knight" if leaf == "telling-truth" else "a_knave"]
     return f"{names[person]} is {'not ' if op == 'not' else ''}{role}"
@@ -320,12 +325,12 @@ def claim_text(statement, names, words, compact=False, roles=None) -> str:
 
 def quiz_text(rng, statements, names, words) -> str:
     """The puzzle in words; `rng` chooses how each claim is introduced."""
-    said = []
+    sentences = []
     for name, statement in zip(names, statements):
         claim = claim_text(statement, names, words)
         quote = claim[0].upper() + claim[1:]
-        said.append(SAYS[int(rng.random() * 4)].format(name=name, claim=claim, quote=quote))
-    return QUIZ.format(count=len(names), people=listed(names), said=" ".join(said), **words)
+        sentences.append(SAYS[int(rng.random() * 4)].format(name=name, claim=claim, quote=quote))
+    return QUIZ.format(count=len(names), people=listed(names), said=" ".join(sentences), **words)
 
 
 def compact_prompt(statements, names, words) -> str:
@@ -346,6 +351,7 @@ def step_text(step, statements, names, words, compact=False) -> str:
         failed = (" ".join if compact else listed)([names[who] for who in rest[0]])
         return text.format(failed=failed, name=names[rest[1]])
     called = ("F", "T") if compact else (words["a_knave"], words["a_knight"])       # by role
+    # "assume": the claim is the person's own
     person, role, who, who_role = rest if kind == "cannot" else rest * 2
     return text.format(name=names[person], role=called[role], who=names[who],
                        who_is=called[who_role], truth="true" if who_role else "false",
@@ -379,18 +385,18 @@ def read_steps(text, statements, names, words, compact=False) -> list[tuple]:
     frame = {"", FOOT, *(head.format(**words) for head in HEADS.values())}
     steps = []
     for line in filter(lambda line: line not in frame, map(str.strip, text.splitlines())):
-        people = [names.index(name) for name in some_name.findall(line)]
+        mentioned = [names.index(name) for name in some_name.findall(line)]
         roles = [role in ("T", words["a_knight"]) for role in some_role.findall(line)]
         possible = []
-        if people and roles:
-            possible += [("assume", people[0], roles[0]), ("answer", tuple(roles))]
-        if people and len(roles) == len(names):
+        if mentioned and roles:
+            possible += [("assume", mentioned[0], roles[0]), ("answer", tuple(roles))]
+        if mentioned and len(roles) == len(names):
             possible += [(style, tuple(roles), misfit) for style in ("table", "worked")
-                         for misfit in (None, *set(people))]
-        if len(people) > 1:
-            possible += [("back", tuple(people[:-1]), people[-1])]
-        if len(people) > 1 and len(roles) > 1:
-            possible += [("cannot", people[0], roles[0], people[1], roles[1])]
+                         for misfit in (None, *set(mentioned))]
+        if len(mentioned) > 1:
+            possible += [("back", tuple(mentioned[:-1]), mentioned[-1])]
+        if len(mentioned) > 1 and len(roles) > 1:
+            possible += [("cannot", mentioned[0], roles[0], mentioned[1], roles[1])]
         steps.append(next((step for step in possible if line == step_text(
             step, statements, names, words, compact)), ("?", line)))
     return steps
@@ -409,7 +415,7 @@ LINES = {"search": re.compile(          # (?=.*\.$): without a full stop at the 
 
 
 def style_of(response: str) -> str:
-    """The one of STYLES that all lines before the last box are in; else "mixed" or "other".
+    """The style of all lines before the last box, one of STYLES; else "mixed" or "other".
 
     What counts is how it is written, not whether it is right. Of an answer that was cut off, the
     last line does not count: it may be half a line.
@@ -419,7 +425,9 @@ def style_of(response: str) -> str:
     lines = lines[:boxes[-1]] if boxes else lines[:-1] or lines
     styles = {next((style for style, form in LINES.items() if form.fullmatch(line)), "other")
               for line in lines if not FRAME.fullmatch(line)} or {"guess" if boxes else "other"}
-    return styles.pop() if len(styles) == 1 else "other" if "other" in styles else "mixed"
+    if len(styles) > 1:
+        return "other" if "other" in styles else "mixed"
+    return styles.pop()
 
 
 # ---- files -----------------------------------------------------------------------------------
@@ -447,27 +455,28 @@ def different_texts(names, count: int) -> bool:
 
 
 def read_puzzles(path: str) -> list[tuple]:
-    """(row, statements) for each line of a K&K file, official or ours."""
+    """(line, statements) for each line of a K&K file, official or ours."""
     puzzles = []
-    for number, row in numbered_jsonl(path, "statements", "names"):
-        words = row.setdefault("knight_knave", KNIGHT_KNAVE)
+    for number, line in numbered_jsonl(path, "statements", "names"):
+        words = line.setdefault("knight_knave", KNIGHT_KNAVE)
         try:
             roles = [words.get("knight"), words.get("knave")] if isinstance(words, dict) else []
-            statements = read_statements(row["statements"])
-            if not different_texts(row["names"], len(statements)):
+            statements = read_statements(line["statements"])
+            if not different_texts(line["names"], len(statements)):
                 raise ValueError(f"`names` does not name the {len(statements)} people")
             if not different_texts(roles, 2):
                 raise ValueError("`knight_knave` does not name the two roles")
         except ValueError as error:
             raise ValueError(f"{path}:{number}: {error}") from None
-        puzzles.append((row, statements))
+        puzzles.append((line, statements))
     return puzzles
 
 
-def puzzle_line(settings, rng, name, index, statements, source) -> dict:
+def puzzle_line(settings, rng, puzzle_id, index, statements, source) -> dict:
     """A puzzle as a line of the file: our fields, then the official ones."""
     compact, style = settings.template == "compact", settings.cot or "search"
-    shuffled = sorted(NAMES, key=lambda _: rng.random())    # drawn in any case: the same `quiz`
+    # Always shuffled: `rng` then gives the same later draws with every template.
+    shuffled = sorted(NAMES, key=lambda _: rng.random())
     names, words = list("ABCDEFGHIJKL" if compact else shuffled)[:len(statements)], KNIGHT_KNAVE
     if source:
         names, words = source["names"], role_words(**source["knight_knave"])
@@ -479,13 +488,13 @@ def puzzle_line(settings, rng, name, index, statements, source) -> dict:
     gold = answer_text(solution, names, words)
     *steps, box = [step_text(step, statements, names, words, compact) for step in steps]
     head, foot = ("", "") if compact or style == "guess" else (HEADS[style].format(**words), FOOT)
-    line = {"id": name, "task": "kk", "prompt": prompt, "gold": gold, "level": len(names)}
+    line = {"id": puzzle_id, "task": "kk", "prompt": prompt, "gold": gold, "level": len(names)}
     if settings.cot:        # It begins as the paper's do, and has no end token: sft.py appends it.
         line["response"] = "\n" * (not compact) + "\n".join(filter(None, (head, *steps, foot, box)))
-    said = gold.split(", ")
+    parts = gold.split(", ")
     return {**line, "quiz": quiz, "names": names, "knight_knave": words, "solution": solution,
-            "solution_text": f"{listed(said)}.",
-            "solution_text_format": "\n".join(f"({i}) {text}" for i, text in enumerate(said, 1)),
+            "solution_text": f"{listed(parts)}.",
+            "solution_text_format": "\n".join(f"({i}) {text}" for i, text in enumerate(parts, 1)),
             "cot_head": head, "cot_repeat_steps": steps, "cot_foot": foot,
             "statements": repr(statements), "index": index}
 
@@ -510,14 +519,14 @@ def take(statements, ours: set, excluded: set) -> bool:
 
 
 def new_puzzles(settings, people: int, source: list[tuple], excluded: set):
-    """(id, index, statements, row of the source or None) for each puzzle of so many people."""
+    """(id, index, statements, line of the source or None) for each puzzle of so many people."""
     ours, rng = set(), random.Random(f"puzzles of {people}, seed {settings.seed}")
     if settings.source:
         source = [puzzle for puzzle in source if len(puzzle[1]) == people][:settings.num]
-        for index, (row, statements) in enumerate(source):
+        for index, (line, statements) in enumerate(source):
             if take(statements, ours, excluded):
-                name = f"kk{people}-{os.path.basename(settings.source)}-{index}"
-                yield row.get("id", name), index, statements, row
+                puzzle_id = f"kk{people}-{os.path.basename(settings.source)}-{index}"
+                yield line.get("id", puzzle_id), index, statements, line
         return
     for index in range(settings.num):
         draws = (sample_puzzle(rng, people) for _ in range(GIVE_UP_AFTER))

@@ -12,7 +12,7 @@ right of a sequence. Attention is causal, so no real token sees it. Packed: lay 
 end in one row and pass their `lengths`. Each attends only to itself and counts positions from 0.
 
 Shapes: B sequences, T tokens, C hidden size, H query heads, KV key and value heads, D numbers in a
-head, V ids of the vocabulary, N tokens to predict.
+head, V rows of the output matrix (the tokenizer may have fewer ids: `vocab`), N tokens to predict.
 """
 from dataclasses import dataclass
 
@@ -36,8 +36,8 @@ class Config:
     num_key_value_heads: int            # heads that answer; several query heads share one of them
     max_position_embeddings: int = 32768        # the context: longest prompt and answer together
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e6             # the slowest rotation takes about 2 pi times so many tokens
-    tie_word_embeddings: bool = False   # the head uses the matrix of the embedding
+    rope_theta: float = 1e6             # the slowest rotation takes about 2 pi * rope_theta tokens
+    tie_word_embeddings: bool = False   # the output matrix is the embedding's
     initializer_range: float = 0.02     # standard deviation of fresh weights
     head_dim: int | None = None         # None: hidden_size / num_attention_heads
 
@@ -54,7 +54,7 @@ class Config:
 # ---- the layers ------------------------------------------------------------------------------
 class Embedding(nn.Embedding):
     def reset_parameters(self):
-        # A tensor on `meta` has no numbers. To fill it PyTorch would import its compiler: seconds.
+        # On `meta` there is nothing to fill, and PyTorch would import its compiler for it: seconds.
         return None if self.weight.is_meta else super().reset_parameters()
 
 
@@ -85,13 +85,13 @@ def rotary(positions: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
     """Turn each pair (a, b) = (x[i], x[i + D/2]) by an angle that grows with the position.
 
-    It becomes (a cos - b sin, b cos + a sin); `roll` swaps the a's and the b's. The product of a
-    query and a key then depends on the distance between them only.
+    It becomes (a cos - b sin, b cos + a sin): `roll` swaps the a's and the b's, and `signed_sin` is
+    (-sin, sin). The product of a query and a key then depends only on their distance.
     """
-    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin).to(x.dtype)
+    return (x * cos + x.roll(x.shape[-1] // 2, dims=-1) * signed_sin).to(x.dtype)
 
 
 # cuDNN's attention, PyTorch's choice on a Hopper GPU, plans for tens of milliseconds whenever a new
@@ -213,10 +213,10 @@ class Transformer(nn.Module):
 
 
 # ---- log-probabilities -----------------------------------------------------------------------
-def whole_rows(weight: Tensor, vocab: int) -> Tensor:
-    """The first rows of the head: those of the `vocab` ids, up to a multiple of 64 where there are
-    as many. Qwen's tokenizer has 151,665 ids, and a GPU is slow with rows of an odd length."""
-    return weight[:-(-vocab // 64) * 64]
+def used_rows(weight: Tensor, vocab: int) -> Tensor:
+    """The first rows of the output matrix, one for each of the `vocab` ids, and up to 63 more: a
+    GPU is fast if their number is a multiple of 64. (Qwen's tokenizer has 151,665 ids.)"""
+    return weight[:-(-vocab // 64) * 64]                    # -(-a // b) is a / b rounded up
 
 
 def head_logits(hidden: Tensor, weight: Tensor, vocab: int | None = None) -> Tensor:
@@ -226,7 +226,7 @@ def head_logits(hidden: Tensor, weight: Tensor, vocab: int | None = None) -> Ten
     """
     weight = weight.to(hidden.dtype)
     if hidden.is_cuda and hidden.dtype == torch.bfloat16 and not torch.is_grad_enabled():
-        # Take the sums in fp32, as the GPU makes them: a bf16 logit near 20 is off by up to 0.06.
+        # The GPU adds in fp32. Keep that: rounded to bf16, a logit near 20 is off by up to 0.06.
         logits = torch.mm(hidden.flatten(0, -2), weight.t(), out_dtype=torch.float32)
         logits = logits.unflatten(0, hidden.shape[:-1])
     else:
@@ -243,7 +243,7 @@ LOGITS_AT_ONCE = 2**26      # elements of the largest logits tensor: 256 MB in f
 def _slices(length: int, width: int) -> list[slice]:
     """Cut range(length) so that a piece has about LOGITS_AT_ONCE elements when `width` wide."""
     step = max(1, LOGITS_AT_ONCE // width)
-    step -= step % 64 if step > 64 else 0                   # a GPU is fast there, see whole_rows
+    step -= step % 64 if step > 64 else 0                   # a GPU is fast there, see used_rows
     return [slice(start, min(start + step, length)) for start in range(0, length, step)]
 
 
@@ -259,7 +259,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(ctx, hidden, weight, vocab, targets, temperature):
         lse = hidden.new_zeros(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
         logp = torch.zeros_like(lse)
-        cast = whole_rows(weight, vocab).to(hidden.dtype)
+        cast = used_rows(weight, vocab).to(hidden.dtype)
         for rows in _slices(len(hidden), vocab):            # some tokens at a time
             z = head_logits(hidden[rows], cast, vocab)                          # [n, V]
             if temperature != 1:                            # dividing by 1 would only cost time
@@ -275,34 +275,39 @@ class _TokenLogprobs(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logp):
         hidden, weight, targets, lse = ctx.saved_tensors
-        cast = whole_rows(weight, ctx.vocab).to(hidden.dtype)
+        cast = used_rows(weight, ctx.vocab).to(hidden.dtype)
         grad_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
         grad_weight = torch.zeros_like(weight)
         grad = grad_logp[:, None] / ctx.temperature                             # [N, 1]
-        # Some ids at a time, for all tokens: then each row of grad_weight is made in one go.
+        # d loss / d logits = grad * (onehot(target) - p). Some ids at a time, for all tokens: so
+        # each row of grad_weight is made in one go.
         for ids in _slices(len(cast), max(1, len(hidden))):
-            z = head_logits(hidden, cast[ids], max(0, ctx.vocab - ids.start))   # [N, v]
+            real = max(0, ctx.vocab - ids.start)    # ids from here on are not the tokenizer's
+            z = head_logits(hidden, cast[ids], real)                            # [N, v]
             torch.add(-lse[:, None], z, alpha=1 / ctx.temperature, out=z)       # log p of these ids
-            dz = z.exp_().mul_(-grad)
-            among = (ids.start <= targets) & (targets < ids.stop)               # targets, that is
-            place = torch.where(among, targets - ids.start, 0)[:, None]
-            dz = dz.scatter_add_(-1, place, grad * among[:, None]).to(hidden.dtype)
-            grad_hidden += dz @ cast[ids]
-            grad_weight[ids] = dz.t() @ hidden
+            grad_z = z.exp_().mul_(-grad)                                       # -grad * p
+            here = (ids.start <= targets) & (targets < ids.stop)    # the target is one of these ids
+            place = torch.where(here, targets - ids.start, 0)[:, None]
+            grad_z.scatter_add_(-1, place, grad * here[:, None])            # + grad at the target
+            grad_z = grad_z.to(hidden.dtype)
+            grad_hidden += grad_z @ cast[ids]
+            grad_weight[ids] = grad_z.t() @ hidden
         return grad_hidden.to(hidden.dtype), grad_weight, None, None, None
 
     @staticmethod
     def jvp(ctx, d_hidden, d_weight, *_):
         """Forward mode, for sample effects: how log p changes when hidden and weight do."""
         hidden, weight, targets, lse = ctx.saved_tensors
-        cast, change = whole_rows(weight, ctx.vocab).to(hidden.dtype), torch.empty_like(lse)
+        cast, change = used_rows(weight, ctx.vocab).to(hidden.dtype), torch.empty_like(lse)
         for rows in _slices(len(hidden), ctx.vocab):
-            dz = head_logits(d_hidden[rows], cast)                              # [n, V]
-            dz = dz + head_logits(hidden[rows], whole_rows(d_weight, ctx.vocab))
+            change_z = head_logits(d_hidden[rows], cast)                        # [n, V]
+            change_z = change_z + head_logits(hidden[rows], used_rows(d_weight, ctx.vocab))
             z = head_logits(hidden[rows], cast, ctx.vocab)
             z.div_(ctx.temperature).sub_(lse[rows, None])
-            mean = (z.exp_() * dz).sum(-1)
-            change[rows] = (dz.gather(-1, targets[rows, None]).squeeze(-1) - mean) / ctx.temperature
+            # change of log p = change_z[target] - sum of p * change_z, all / temperature
+            expected = (z.exp_() * change_z).sum(-1)
+            at_target = change_z.gather(-1, targets[rows, None]).squeeze(-1)
+            change[rows] = (at_target - expected) / ctx.temperature
         return change
 
 

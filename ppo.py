@@ -3,19 +3,20 @@
     python ppo.py --model runs/base/model --data data/rl.jsonl --out runs/ppo
 
 GRPO compares an answer with its group and gives all its tokens the same advantage. PPO (1707.06347)
-has a second network, the critic: here the same transformer, with one number as its output. Its value
-v_t predicts, from the tokens before t, the reward that the answer will get. A token's advantage is
-how much better the answer went on than v_t predicted (GAE, 1506.02438):
+has a second network, the critic: here the same transformer, with one number as its output. Its
+value v_t predicts, from the tokens before t, the reward that the answer will get. The advantage of
+a token is how much better the answer went on than v_t predicted (GAE, 1506.02438):
 
     d_t = r_t + gamma v_{t+1} - v_t         r_t is 0 before the last token, v is 0 after it
     A_t = d_t + gamma lam A_{t+1}                                                     `gae`
 
-The policy's loss and the loop are those of grpo.py. After the policy the critic learns A_t + v_t,
-what the reward turned out to be. Its loss is the larger of two squared errors: the plain one, and
-one where v may move from its old value by `value_clip` only (`value_loss`).
+The policy's loss and the loop are those of grpo.py. After the policy, the critic learns the
+returns A_t + v_t (the reward itself if gamma = lam = 1). Its loss is the larger of two squared
+errors: the plain one, and one where v may move from its old value by `value_clip` only
+(`value_loss`).
 
-Defaults are those of Echo Chamber (2504.07912) where they are known: 64 prompts of 8, KL 1e-3, rates
-1e-6 and 7e-6, lam 0.95. Not from it: the critic starts as the policy with an output of 0.
+Defaults are those of Echo Chamber (2504.07912) where they are known: 64 prompts of 8, KL 1e-3,
+rates 1e-6 and 7e-6, lam 0.95. Not from it: the critic starts as the policy with an output of 0.
 """
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from engine.settings import RolloutTraining
 class Settings(RolloutTraining):         # the rest of the settings: engine/settings.py
     prompts: int = limits(64, at_least=1)       # problems in a step
     group: int = limits(8, at_least=1)          # answers to each
-    updates: int = limits(2, at_least=1)        # passes over a step's answers
+    passes: int = limits(2, at_least=1)         # over a step's answers
     minibatches: int = limits(4, at_least=1)    # updates in a pass, each on a share of the prompts
     kl: float = limits(1e-3, at_least=0)        # weight of the k3 KL to the start, in the loss
     lr: float = limits(1e-6, above=0)           # of the policy
@@ -55,12 +56,12 @@ from grpo import GRPO, Answer, Trainer
 # ---- the method ------------------------------------------------------------------------------
 def gae(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> Tensor:
     """The advantages of the tokens of one answer; rewards and values of each token, [length]."""
-    after = torch.cat([values[1:], values.new_zeros(1)])
-    corrections = (rewards + gamma * after - values).tolist()       # d_t
-    advantages, ahead = [], 0.0
-    for correction in reversed(corrections):    # plain numbers: a tensor for each token is slow
-        ahead = correction + gamma * lam * ahead
-        advantages.append(ahead)
+    next_values = torch.cat([values[1:], values.new_zeros(1)])
+    deltas = (rewards + gamma * next_values - values).tolist()      # d_t
+    advantages, A = [], 0.0
+    for d in reversed(deltas):          # plain numbers: a tensor for each token is slow
+        A = d + gamma * lam * A         # A_t from A_{t+1}
+        advantages.append(A)
     return values.new_tensor(advantages[::-1])
 
 
@@ -110,20 +111,20 @@ class PPO(GRPO):
 
     def credit(self, groups: list[list[dict]]) -> list[list[ValuedAnswer]]:
         """The rollouts with an advantage for every token."""
-        settings, rows = self.settings, [row for group in groups for row in group]
-        sequences = [as_sequence(row) for row in rows]
+        settings, rollouts = self.settings, [rollout for group in groups for rollout in group]
+        sequences = [as_sequence(rollout) for rollout in rollouts]
         values = self.values(sequences)
         advantages = []
-        for row, v in zip(rows, values):
+        for rollout, v in zip(rollouts, values):
             rewards = torch.zeros_like(v)
-            rewards[-1] = row["reward"]
+            rewards[-1] = rollout["reward"]
             advantages.append(gae(rewards, v, settings.gamma, settings.lam))
-        returns = [A + v for A, v in zip(advantages, values)]
+        returns = [A + v for A, v in zip(advantages, values)]      # before whitening
         if settings.whiten:
             flat = torch.cat(advantages)
             advantages = [(A - flat.mean()) / (flat.std() + 1e-8) for A in advantages]
         answers = map(ValuedAnswer, sequences, advantages,
-                      [torch.tensor(row["logprobs"]) for row in rows], values, returns)
+                      [torch.tensor(rollout["logprobs"]) for rollout in rollouts], values, returns)
         return [[next(answers) for _ in group] for group in groups]
 
     def values(self, sequences: list[Sequence]) -> list[Tensor]:
@@ -140,7 +141,7 @@ class PPO(GRPO):
         """As many updates of the critic as the policy had; how good its predictions were."""
         settings, losses = self.settings, []
         minibatches = [ValueMinibatch(answers, settings) for answers in self.split(groups)]
-        for _ in range(settings.updates):
+        for _ in range(settings.passes):
             for minibatch in minibatches:
                 losses.append(accumulate(self.critic, minibatch, self.ranks, settings))
                 self.critic_optimizer.update(settings.critic_lr, losses[-1])

@@ -40,7 +40,7 @@ class Settings:
     template: str = limits("chat", one_of=TEMPLATES)    # prompts of official files
     limit: int | None = limits(None, at_least=1)    # use only the first problems of --data
     # ---- the machine
-    slots: int | None = limits(None, at_least=1)    # sequences in the making; none: what fits
+    slots: int | None = limits(None, at_least=1)    # sequences sampled together; none: all that fit
     device: str = "auto"            # cpu, cuda; auto: cuda where there is one
     dtype: str = limits("auto", one_of=("auto", "float32", "bfloat16"))  # auto: bfloat16 on cuda
 
@@ -57,10 +57,10 @@ from engine.cache import (BLOCK, PAGE, PREFILL_TOKENS, close_gaps, model_to_read
 from engine.graphs import Graphs, fast_decoder
 from engine.noise import draw, noise_keys, truncate, uniform
 from engine.problems import read_problems
-from engine.processes import device_and_dtype
+from engine.processes import fit_machine
 from engine.rollouts import RolloutFile, with_bar
 from engine.tokenizer import Printer, load_tokenizer, response_text, stop_ids
-from model import causal_attention, head_logits, load, rotary, rotate, whole_rows
+from model import Config, causal_attention, head_logits, load, rotary, rotate, used_rows
 from verify import reward
 
 
@@ -78,8 +78,8 @@ class Cache:
         pages [layer, keys or values, P, slot, KV, PAGE, D]
 
     All of its memory is taken at the start. (vLLM hands out pages one by one; this does not.) The
-    key of token t of the sequence in slot s is pages[layer, 0, t // PAGE, s, :, t % PAGE]. Pages are
-    there so that attention reads no more than what is filled:
+    key of token t of the sequence in slot s is pages[layer, 0, t // PAGE, s, :, t % PAGE]. Pages
+    are there so that attention reads no more than what is filled:
 
                  slot 0   slot 1   slot 2   slot 3               slot 0   slot 1   slot 2
         page 0   [####]   [####]   [####]   [##  ]    slot 1     [####]   [##  ]   [####]
@@ -89,8 +89,8 @@ class Cache:
         reach = [4, 3, 1]                                        reach = [3, 3, 1]
 
     Longer sequences are in front, as far as possible. reach[p] says how many slots, from slot 0 on,
-    may have something in page p; attention reads the block keys[p, :reach[p]]. When a sequence ends,
-    another one moves into its slot, with its pages.
+    may have something in page p; attention reads the block keys[p, :reach[p]]. When a sequence
+    ends, another one moves into its slot, with its pages.
     """
 
     def __init__(self, config, slots: int, length: int, dtype, device):
@@ -121,44 +121,46 @@ class Cache:
         cos, sin = rotary(position[:, None], self.config)                       # [B, 1, 1, D]
         slot, head, key_positions = (torch.arange(n, device=position.device)
                                      for n in (B, KV, len(reach) * PAGE))
-        # Where each new key belongs, if the keys of all pages are seen as one long list: [B * KV].
-        index = (position // PAGE * self.pages.shape[3] + slot)[:, None] * KV + head
-        index = (index * PAGE + position[:, None] % PAGE).flatten()
-        # Keys after this token: nothing, or what an earlier sequence left in the slot.
+        # As a matrix [P * slots * KV * PAGE, D], a layer's pages of keys hold the new key in row
+        # ((page * slots + slot) * KV + head) * PAGE + place.
+        page, place, slots = position // PAGE, position % PAGE, self.pages.shape[3]
+        row = (page * slots + slot)[:, None] * KV + head                        # [B, KV]
+        row = (row * PAGE + place[:, None]).flatten()                           # [B * KV]
+        # Places after this token are empty or hold an earlier sequence's keys. Mask them.
         later = key_positions > position[:, None, None, None]                   # [B, 1, 1, T]
         mask = torch.zeros(later.shape, device=later.device).masked_fill_(later, -math.inf)
 
         def attend(layer, q, k, v):                             # q [B, H, 1, D], k, v [B, KV, 1, D]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
             keys, values = self.pages[layer]                            # [P, slots, KV, PAGE, D]
-            keys.view(-1, D).index_copy_(0, index, k.reshape(-1, D))
-            values.view(-1, D).index_copy_(0, index, v.reshape(-1, D))
+            keys.view(-1, D).index_copy_(0, row, k.reshape(-1, D))
+            values.view(-1, D).index_copy_(0, row, v.reshape(-1, D))
             q = q.view(B, KV, -1, D) * D**-0.5              # H / KV query heads share a key head
             # The scores start from the mask, 0 or -inf. To these q k is added, page by page.
             scores = mask.expand(*q.shape[:3], -1).clone()                      # [B, KV, H/KV, T]
             for p, n in enumerate(reach):
                 scores[:n, ..., p * PAGE:(p + 1) * PAGE] += q[:n] @ keys[p, :n].transpose(-1, -2)
             weights = scores.softmax(-1).to(q.dtype).split(PAGE, dim=-1)
-            y = weights[0] @ values[0, :B]                                      # [B, KV, H/KV, D]
+            y = weights[0] @ values[0, :B]      # [B, KV, H/KV, D]; every slot has page 0
             for p, n in enumerate(reach[1:], 1):
                 y[:n] += weights[p][:n] @ values[p, :n]
             return y.view(B, -1, 1, D)
         return attend
 
-    def copy(self, other: "Cache", source: Tensor, to: slice | Tensor, pages: int):
-        """Copy the first pages of some slots of another cache (or this one) to slots of ours."""
+    def copy(self, other: "Cache", source: Tensor, to: slice | Tensor, count: int):
+        """Copy `count` pages of some slots of another cache (or this one) to slots of ours."""
         for mine, theirs in zip(self.pages, other.pages):       # by layer, to need little memory
-            mine[:, :pages, to] = theirs[:, :pages, source]
+            mine[:, :count, to] = theirs[:, :count, source]
 
 
 # ---- the slots -------------------------------------------------------------------------------
 class Slots:
     """The sequences in the making. Every tensor is allocated once and changed in place."""
 
-    def __init__(self, model, size: int, length: int, new: int, temperature: float, top_p: float,
-                 top_k: int, stop: frozenset[int]):
+    def __init__(self, model, size: int, length: int, max_new: int, temperature: float,
+                 top_p: float, top_k: int, stop: frozenset[int]):
         self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.size, self.length, self.new = size, -(-length // PAGE) * PAGE, new
+        self.size, self.length, self.max_new = size, -(-length // PAGE) * PAGE, max_new
         self.model, self.vocab = model_to_read(model), model.vocab
         weight = self.model.head_weight
         self.device = weight.device
@@ -171,9 +173,9 @@ class Slots:
         self.count, self.limit = per_slot(), per_slot()         # tokens drawn so far, and at most
         self.done = per_slot(dtype=torch.bool, fill=True)       # ended, in either way
         self.finished = per_slot(dtype=torch.bool)              # ended by a stop token
-        self.drawn = per_slot(new + 1)
-        self.logprob = per_slot(new + 1, dtype=torch.float32)
-        self.noise = per_slot(new + 1, dtype=torch.float64)     # for all tokens to come
+        self.drawn = per_slot(max_new + 1)          # one place more than needed: see add_tokens
+        self.logprob = per_slot(max_new + 1, dtype=torch.float32)
+        self.noise = per_slot(max_new + 1, dtype=torch.float64)     # for all tokens to come
         self.state = (self.token, self.position, self.count, self.limit, self.done, self.finished,
                       self.drawn, self.logprob, self.noise)
         self.stop = torch.tensor(sorted(stop), dtype=torch.int64, device=self.device)
@@ -183,11 +185,11 @@ class Slots:
             self.decoder, self.graphs = fast_decoder(self.model, *tables), Graphs()
 
     def __deepcopy__(self, memo):
-        return None                                         # A copied model makes its own.
+        return None     # They hang on the model. A copy of it (ppo.py's critic) makes its own.
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[B, C] -> [B, V]. Ids that the tokenizer does not have cannot be drawn."""
-        return head_logits(hidden, whole_rows(self.model.head_weight, self.vocab), self.vocab)
+        return head_logits(hidden, used_rows(self.model.head_weight, self.vocab), self.vocab)
 
     def prefill(self, prompts: list[list[int]]) -> tuple[Cache, Tensor]:
         """The keys and values of whole prompts, a slot each, and the logits that follow, [B, V]."""
@@ -199,43 +201,44 @@ class Slots:
         return cache, self.logits(hidden[torch.arange(len(prompts), device=self.device), last])
 
     def admit(self, first: int, prefilled: tuple[Cache, Tensor], rows: list[int],
-              lengths: list[int], max_new: list[int], keys: Tensor):
-        """Start a sequence in each slot from `first` on, with these rows of what was prefilled."""
+              lengths: list[int], max_new: list[int], seeds: Tensor):
+        """Start a sequence in each slot from `first` on. For each one: its row in what was
+        prefilled, the length of its prompt, how many tokens it may draw, the seed of its noise."""
         cache, logits = prefilled
-        slots, rows = slice(first, first + len(rows)), torch.tensor(rows, device=self.device)
-        self.cache.copy(cache, rows, slots, cache.pages.shape[2])
-        self.position[slots] = torch.tensor(lengths, device=self.device) - 1
-        self.limit[slots] = torch.tensor(max_new, device=self.device)
+        which, rows = slice(first, first + len(rows)), torch.tensor(rows, device=self.device)
+        self.cache.copy(cache, rows, which, cache.pages.shape[2])
+        self.position[which] = torch.tensor(lengths, device=self.device) - 1    # add_tokens adds 1
+        self.limit[which] = torch.tensor(max_new, device=self.device)
         if self.temperature > 0:
-            self.noise[slots] = uniform(keys.to(self.device)[:, None],
-                                        torch.arange(self.new + 1, device=self.device))
+            self.noise[which] = uniform(seeds.to(self.device)[:, None],
+                                        torch.arange(self.max_new + 1, device=self.device))
         for tensor in (self.count, self.done, self.finished):
-            tensor[slots] = 0
-        self.record(slots, logits[rows])
+            tensor[which] = 0
+        self.add_tokens(which, logits[rows])
 
     def choose(self, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A token for each row of logits [B, V], with noise [B] in [0, 1), and its log-prob."""
         if self.decoder and self.temperature > 0 and self.top_k == 0 and self.top_p == 1:
-            return self.decoder.draw(logits, self.temperature, noise)
+            return self.decoder.draw(logits, self.temperature, noise)   # all in two kernels
         if self.temperature > 0:
             logits = truncate(logits.div_(self.temperature), self.top_k, self.top_p)
         p = logits.softmax(-1)
         token = draw(p, noise) if self.temperature > 0 else logits.argmax(-1)
         return token, p.gather(-1, token[:, None]).log().squeeze(-1).float()
 
-    def record(self, slots: slice, logits: Tensor):
+    def add_tokens(self, which: slice, logits: Tensor):
         """Draw the next token of these slots from logits [B, V], and note it down.
         Finished slots write one place past their end. Nobody reads it."""
-        column, running = self.count[slots, None], ~self.done[slots]
-        token, logprob = self.choose(logits, self.noise[slots].gather(1, column).squeeze(1))
-        self.drawn[slots].scatter_(1, column, token[:, None])
-        self.logprob[slots].scatter_(1, column, logprob[:, None])
-        self.token[slots] = token
-        self.position[slots] += running
-        self.count[slots] += running
+        column, running = self.count[which, None], ~self.done[which]
+        token, logprob = self.choose(logits, self.noise[which].gather(1, column).squeeze(1))
+        self.drawn[which].scatter_(1, column, token[:, None])
+        self.logprob[which].scatter_(1, column, logprob[:, None])
+        self.token[which] = token
+        self.position[which] += running
+        self.count[which] += running
         stopped = (token[:, None] == self.stop).any(-1)
-        self.finished[slots] |= stopped & running
-        self.done[slots] |= stopped | (self.count[slots] >= self.limit[slots])
+        self.finished[which] |= stopped & running
+        self.done[which] |= stopped | (self.count[which] >= self.limit[which])
 
     def decode(self, live: int, reach: list[int]):
         """The decode step: one token more in each of the first `live` slots."""
@@ -245,10 +248,10 @@ class Slots:
         else:
             attend = self.cache.attend_tokens(position, reach)
             hidden = self.model.hidden(token[:, None], attend=attend)[:, 0]     # [B, C]
-        self.record(slice(live), self.logits(hidden))
+        self.add_tokens(slice(live), self.logits(hidden))
 
     def step(self, lengths: list[int]):
-        """A decode step for sequences of at most these lengths in the first slots."""
+        """A decode step for the first slots, of at most these lengths (on CUDA by a graph)."""
         if self.graphs:
             self.graphs.step(self, lengths)
         else:
@@ -261,8 +264,8 @@ class Slots:
             tensor[to] = tensor[source]
         self.cache.copy(self.cache, source, to, -(-length // PAGE))
 
-    def collect(self, slots: list[int]) -> list[Sample]:
-        columns = (tensor[slots].tolist() for tensor in
+    def collect(self, which: list[int]) -> list[Sample]:
+        columns = (tensor[which].tolist() for tensor in
                    (self.drawn, self.logprob, self.count, self.finished))
         return [Sample(tokens[:count], logprobs[:count], finished)
                 for tokens, logprobs, count, finished in zip(*columns)]
@@ -271,9 +274,9 @@ class Slots:
 # ---- who is in which slot --------------------------------------------------------------------
 @dataclass
 class Running:
-    prompt: int
-    sample: int
-    start: int              # start + steps is its length, with the token that is being drawn
+    prompt: int             # its index
+    sample: int             # its number among this prompt's samples
+    offset: int             # prompt and drawn tokens together are offset + Schedule.steps
 
 
 class Schedule:
@@ -290,7 +293,7 @@ class Schedule:
         self.rows, self.prefilled = {}, None    # prompt -> its row in what was prefilled last
 
     def let_in(self):
-        """Start waiting sequences where an eighth of the slots is free."""
+        """Start waiting sequences once an eighth of the slots is free: many together cost less."""
         while self.waiting and (free := self.slots.size - len(self.running)) and (
                 8 * free >= self.slots.size or not self.running):
             if self.waiting[-1][0] not in self.rows:
@@ -299,9 +302,10 @@ class Schedule:
             while self.waiting and len(group) < free and self.waiting[-1][0] in self.rows:
                 group.append(self.waiting.pop())
             lengths = [len(self.prompts[i]) for i, _ in group]
-            keys = noise_keys(self.seed, [self.indices[i] for i, _ in group], [j for _, j in group])
+            seeds = noise_keys(self.seed, [self.indices[i] for i, _ in group],
+                               [j for _, j in group])
             self.slots.admit(len(self.running), self.prefilled, [self.rows[i] for i, _ in group],
-                             lengths, [self.max_new[i] for i, _ in group], keys)
+                             lengths, [self.max_new[i] for i, _ in group], seeds)
             self.running += [Running(i, j, length + 1 - self.steps)
                              for (i, j), length in zip(group, lengths)]
 
@@ -314,30 +318,33 @@ class Schedule:
         self.prefilled = self.slots.prefill([self.prompts[i] for i in self.rows])
 
     def step(self):
-        """One step for all that run. With CUDA graphs: as many as between two looks at them."""
+        """One step for all that run. With CUDA graphs 16 steps: a look at what has ended makes the
+        GPU wait."""
         for _ in range(self.slots.graphs.look_every if self.slots.graphs else 1):
-            self.slots.step([min(one.start + self.steps, self.slots.length)
+            self.slots.step([min(one.offset + self.steps, self.slots.length)
                              for one in self.running])
             self.steps += 1
 
     def take_out(self):
-        """Yield (prompt, sample, Sample) for each that has ended, and close the gaps it leaves."""
+        """Yield (index of prompt, number of sample, Sample) of all that ended; close the gaps."""
         slots, running = self.slots, self.running
         ended = [slot for slot, done in enumerate(slots.done[:len(running)].tolist()) if done]
         for slot, sample in zip(ended, slots.collect(ended) if ended else ()):
             yield running[slot].prompt, running[slot].sample, sample
+        # close_gaps also takes what has ended out of `running`.
         if moves := close_gaps(running, ended, slots.size if slots.graphs else BLOCK):
-            longest = max(running[to].start for to in moves) + self.steps
+            longest = max(running[to].offset for to in moves) + self.steps
             slots.move(moves, min(longest, slots.length))
-            slots.done[len(running):] = True    # A graph may run these slots, too.
+            # A graph rounds its number of slots up, so it may run these: they must be done.
+            slots.done[len(running):] = True
 
 
 # ---- generate --------------------------------------------------------------------------------
 @torch.inference_mode()
 def as_they_end(model, prompts: list[list[int]], *, n=1, max_new_tokens, temperature=1.0, top_p=1.0,
                 top_k=0, stop: set[int], seed=0, slots=None, indices=None, watch=None):
-    """Yield (prompt, sample, Sample) in the order in which the sequences end; see `generate`.
-    watch(Sample) is called after each step for each sequence, as far as it is."""
+    """Yield (index of the prompt, number of the sample, Sample) as sequences end; see `generate`.
+    watch(Sample) is called after each step for each sequence, with what is drawn so far."""
     wanted = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
     check(Settings(model="", n=n, max_new_tokens=min(wanted, default=1), temperature=temperature,
                    top_p=top_p, top_k=top_k, slots=slots))  # The limits stand beside its fields.
@@ -378,7 +385,7 @@ def generate(model, prompts: list[list[int]], *, n=1, max_new_tokens, temperatur
     seed: the noise of a token depends on (seed, prompt index, sample index, position) alone, so a
         sample does not depend on what else is sampled beside it. (Matrix products may round
         differently in another batch.) `indices` replace the prompts' 0, 1, 2 ...
-    slots: sequences in the making at once; None: as many as free memory holds.
+    slots: sequences sampled at the same time; None: as many as free memory holds.
     """
     samples = [[None] * n for _ in prompts]
     ends = as_they_end(model, prompts, n=n, max_new_tokens=max_new_tokens, temperature=temperature,
@@ -418,7 +425,8 @@ def main(settings):
         raise ValueError("--data needs --out")
     if settings.prompt == "":
         raise ValueError("the prompt is empty")
-    device, dtype = device_and_dtype(settings.device, settings.dtype)
+    tokenizer = load_tokenizer(settings.model)
+    device, dtype = fit_machine(settings, Config.load(settings.model))
     if settings.data:
         problems = read_problems(settings.data, settings.template)[:settings.limit]
         made_with = {name: value for name, value in asdict(settings).items()
@@ -426,7 +434,7 @@ def main(settings):
         rollouts = RolloutFile(settings.out, made_with, problems, settings.n)
         if rollouts.complete:
             return
-    tokenizer, model = load_tokenizer(settings.model), load(settings.model, device, dtype).eval()
+    model = load(settings.model, device, dtype).eval()
     sampling = {name: getattr(settings, name) for name in (
         "n", "max_new_tokens", "temperature", "top_p", "top_k", "slots", "seed")}
     sampling["stop"] = stop_ids(model, tokenizer)

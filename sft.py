@@ -23,12 +23,12 @@ from engine.settings import SCHEDULES, Training
 
 @dataclass(kw_only=True)
 class Settings(Training):
-    data: list[str]                 # JSONL: prompt and response, or text; a rollouts file is trained
-    #                                 on its own token ids
+    data: list[str]                 # JSONL: prompt and response, or text (for a rollouts file, its
+    #                                 own token ids are used)
     model: str | None = None        # model directory to start from
     init: str | None = None         # or the config.json of a model to make from scratch
     tokenizer: str | None = None    # with --init: directory of its tokenizer; none: trained on data
-    loss_on: str = limits("response", one_of=("response", "all"))   # all: prompts and documents too
+    loss_on: str = limits("response", one_of=("response", "all"))   # all: the prompt's tokens too
     norm: str = limits("sequence", one_of=("sequence", "token"))    # mean over sequences of token
     #                                 means (paper), or over tokens
     epochs: float = limits(2.0, above=0)    # passes over the data (paper: 2)
@@ -88,7 +88,7 @@ class Trainer:
         self.run.add_part("optimizer.safetensors", self.optimizer.tensors)
 
     def train(self) -> None:
-        if self.run.state["step"] == 0 and self.measures(0):
+        if self.run.state["step"] == 0 and self.time_to_measure(0):
             self.run.log({"step": 0, **self.measure(0)})    # the model before training
         for step in self.run.steps(self.job.steps, "sft"):
             clock = Clock()
@@ -106,14 +106,15 @@ class Trainer:
         return [job.items[job.order[place]] for place in places]
 
     def update(self, batch: list[Sequence], step: int) -> dict:
-        """One update, and what it was like."""
+        """Do one update. Returns its metrics."""
         settings, lr = self.settings, learning_rate(self.settings, step, self.job.steps)
         # Forward and backward: this calls Minibatch.loss for a few sequences at a time.
         loss = accumulate(self.model, Minibatch(batch, settings), self.ranks, settings)
         grad_norm = self.optimizer.update(lr, loss)
-        return {"loss": loss, "lr": lr, "grad_norm": grad_norm, "skipped": self.optimizer.skipped}
+        return {"loss": loss, "lr": lr, "grad_norm": grad_norm,
+                "skipped": int(self.optimizer.skipped > 0)}     # 1 if this update was skipped
 
-    def measures(self, step: int) -> bool:
+    def time_to_measure(self, step: int) -> bool:
         """Is it time to measure, and is there something to measure with?"""
         due = step % self.settings.eval_every == 0 or step == self.job.steps
         return due and bool(self.job.validation or self.job.held_out)
@@ -121,7 +122,7 @@ class Trainer:
     def measure(self, step: int) -> dict:
         """The loss of --val and the accuracy on --eval, when it is time."""
         settings, job, measured = self.settings, self.job, {}
-        if not self.measures(step):
+        if not self.time_to_measure(step):
             return measured
         if job.validation:
             with torch.no_grad():

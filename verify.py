@@ -13,9 +13,9 @@ sympy. Here other ways to write the same answer also count, by `roles` below and
 
     text -> LaTeX tokens -> a tree -> numbers -> equal?      (answers/: latex, tree, numbers, equal)
 
-Whatever a model writes is taken: no text raises an error, hangs or is executed. What cannot be
-read, or is too long, deep or large, equals nothing but itself. In doubt the answer is no, because
-reinforcement learning finds every wrong yes and learns to write it.
+Every text gets a reward: none raises an error, hangs or is executed. What cannot be read, or is too
+long, deep or large, equals nothing but itself. If the rules cannot decide, the answer is wrong,
+because the policy would learn to write any wrong answer that is rewarded.
 """
 import math
 import re
@@ -47,9 +47,10 @@ def last_boxed(text: str) -> str | None:
     for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
         token = match[0]
         if token == "}":
+            # Keep the box that begins last. (A plain brace is -1.)
             if opened and (begin := opened.pop()) > start:
                 start, end = begin, match.start()
-        elif token == "{" or len(token) > 2:
+        elif token == "{" or len(token) > 2:    # { or \boxed{; an escaped character has length 2
             opened.append(match.end() if len(token) > 1 else -1)
     return None if start < 0 else text[start:end]
 
@@ -142,14 +143,15 @@ def wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
 def effective_samples(groups: list[list[float]]) -> float:
     """How many independent samples would say as much as these rewards, one list per problem.
 
-    Samples of one problem resemble each other. Solving p (1 - p) / size = (the variance seen between
-    problems) gives a number from that of the problems up to that of the samples.
+    Samples of one problem resemble each other. So estimate from the problems the variance of the
+    overall mean p, and solve p (1 - p) / size = variance. The size is kept between the number of
+    problems and the number of samples.
     """
-    n, m = sum(map(len, groups)), len(groups)
-    share = sum(map(sum, groups)) / n
-    variance = sum((sum(group) - share * len(group)) ** 2 for group in groups) / n**2
-    variance *= m / max(m - 1, 1)
-    return min(n, max(m, share * (1 - share) / variance)) if variance else m
+    samples, problems = sum(map(len, groups)), len(groups)
+    p = sum(map(sum, groups)) / samples
+    variance = sum((sum(group) - p * len(group)) ** 2 for group in groups) / samples**2
+    variance *= problems / max(problems - 1, 1)
+    return min(samples, max(problems, p * (1 - p) / variance)) if variance else problems
 
 
 def summary(rollouts: list[dict]) -> dict:
@@ -165,6 +167,7 @@ def summary(rollouts: list[dict]) -> dict:
            "cut_off": sum(not rollout["finished"] for rollout in rollouts) / n,
            "length": sum(len(rollout["tokens"]) for rollout in rollouts) / n}
     equal = math_equal if rollouts[0]["task"] != "kk" else lambda a, b: roles(a) == roles(b)
+    # k = 1, 2, 4 ... up to the fewest samples of a problem, if that is more than one
     for k in [2**i for i in range(fewest.bit_length()) if fewest > 1]:
         chances = [pass_at_k(len(group), int(sum(group)), k) for group in groups]
         votes = []

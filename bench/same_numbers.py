@@ -19,9 +19,11 @@ import tempfile
 RL = ("--steps 3 --prompts 8 --group 4 --temperature 1 --max-prompt-tokens 200 --max-new-tokens 200"
       " --lr 3e-4 --warmup 1 --kl-every 2")
 GRPO = "grpo.py --model {base} --data {out}/rl.jsonl --out {out}/"
-SFT = "sft.py --data {out}/table.jsonl --batch 16 --epochs 1 --lr 5e-4 --max-length 512 --out {out}/"
+SFT = ("sft.py --data {out}/table.jsonl --batch 16 --epochs 1 --lr 5e-4 --max-length 512"
+       " --out {out}/")
 EFFECT = ("effect.py --model {base} --test {out}/test.jsonl --limit 12 --group 4 --max-length 512"
-          " --max-new-tokens 200 --data {out}/table.jsonl {out}/search.jsonl --norms 4 --out {out}/")
+          " --max-new-tokens 200 --data {out}/table.jsonl {out}/search.jsonl --cosines 4"
+          " --out {out}/")
 SAMPLE = "sample.py --model {base} --data {out}/test.jsonl --max-new-tokens 300 --out {out}/"
 COMMANDS = [
     "kk_gen.py --people 3 --num 48 --seed 5 --template compact --out {out}/rl.jsonl",
@@ -37,14 +39,16 @@ COMMANDS = [
     SFT + "sft --model {base} --eval {out}/test.jsonl --eval-max-new-tokens 200",
     SFT + "sft_token --model {base} --norm token --no-pack --micro-tokens 2000 --schedule linear",
     SFT + "sft_new --init assets/tiny.json --loss-on all --val {out}/search.jsonl --warmup 1",
-    GRPO + f"grpo {RL} --updates 2 --minibatches 2 --kl 0.01 --eval {{out}}/test.jsonl"
+    GRPO + f"grpo {RL} --passes 2 --minibatches 2 --kl 0.01 --eval {{out}}/test.jsonl"
     " --eval-max-new-tokens 200",
     GRPO + f"grpo_sequence {RL} --norm sequence --no-std-norm --no-pack --micro-tokens 3000",
     GRPO + f"grpo_constant {RL} --norm constant --checkpointing yes --seed 4",
     "ppo.py" + GRPO.removeprefix("grpo.py") + f"ppo {RL} --critic-lr 1e-3 --minibatches 2",
-    EFFECT + "difference --method difference --select {out}/best.jsonl --quantile 0.2",
+    EFFECT + "difference --method difference --select {out}/best.jsonl --share 0.2",
     EFFECT + "jvp --method jvp --no-halves",
 ]
+# What flags were called before: an old checkout is given these names.
+FORMER = {"--passes": "--updates", "--cosines": "--norms", "--share": "--quantile"}
 MAY_DIFFER = {"seconds", "tokens_per_second", "settings", "command"}
 
 
@@ -63,11 +67,19 @@ def content(path: str) -> dict | bytes:
     return raw
 
 
+def words_of(command: str, tree: str, out: str) -> list[str]:
+    """The words of a command, with each flag under the name that it has in this checkout."""
+    words = command.format(base=os.path.join(tree, "assets", "tiny_base"), out=out).split()
+    with open(os.path.join(tree, words[0])) as file:
+        settings = file.read()
+    return [FORMER[word] if word in FORMER and f"\n    {word[2:]}: " not in settings else word
+            for word in words]
+
+
 def run(tree: str, out: str) -> dict:
     """Run all commands in a checkout; what they wrote, by the name of the file."""
-    base = os.path.join(tree, "assets", "tiny_base")
     for command in COMMANDS:
-        words = command.format(base=base, out=out).split()
+        words = words_of(command, tree, out)
         print(f"{tree}: {words[0]} ... {words[-1]}", file=sys.stderr)
         subprocess.run([sys.executable, *words], cwd=tree, check=True, stdout=subprocess.DEVNULL,
                        stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})

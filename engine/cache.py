@@ -115,7 +115,7 @@ def pages_in_use(lengths: list[int]) -> list[int]:
 def close_gaps(running: list, ended: list[int], block: int) -> dict[int, int]:
     """Take the ended sequences out of `running`, and say which others move: to slot -> from slot.
 
-    The longer sequences (those with the larger `start`) stay in front, by blocks of slots, and few
+    The longer sequences (those with the larger `offset`) stay in front, by blocks of slots, and few
     are moved. A gap is filled with the longest sequence of the next block, and the gap that this
     leaves likewise. The last gap is filled with the last sequence.
     """
@@ -124,7 +124,7 @@ def close_gaps(running: list, ended: list[int], block: int) -> dict[int, int]:
         while gap < len(running) - 1:
             first = min((gap // block + 1) * block, len(running) - 1)
             source = max(range(first, min(first + block, len(running))),
-                         key=lambda slot: (running[slot].start, slot))
+                         key=lambda slot: (running[slot].offset, slot))
             running[gap], moves[gap] = running[source], moves.pop(source, source)
             gap = source
         running.pop()

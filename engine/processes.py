@@ -6,9 +6,17 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from engine.memory import parameters_in
 
-def device_and_dtype(device: str, dtype: str) -> tuple[str, torch.dtype]:
-    """What --device and --dtype mean on this machine."""
+
+ONE_THREAD = 3e6        # parameters: with fewer, one thread computes (results/threads.md)
+BF16_PAYS = 50e6        # parameters: with more, and where the processor has it, bfloat16 is faster
+
+
+def fit_machine(settings, config) -> tuple[str, torch.dtype]:
+    """What --device and --dtype mean for this model on this machine. Also sets how many threads
+    compute, unless OMP_NUM_THREADS does."""
+    device, dtype = settings.device, settings.dtype
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
@@ -17,8 +25,12 @@ def device_and_dtype(device: str, dtype: str) -> tuple[str, torch.dtype]:
         raise ValueError(f"no such CUDA device here: {device}; --device cpu")
     if ":" in device:
         torch.cuda.set_device(device)       # CUDA graphs and Triton work on the current device
+    parameters = parameters_in(config)
+    if parameters < ONE_THREAD and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        has_bf16 = device != "cpu" or torch.cpu._is_avx512_bf16_supported()
+        dtype = "bfloat16" if has_bf16 and (device != "cpu" or parameters > BF16_PAYS) else "float32"
     return device, getattr(torch, dtype)
 
 

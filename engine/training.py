@@ -15,7 +15,7 @@ from engine.flags import command
 from engine.huggingface import read_files, set_files
 from engine.memory import RolloutPlan, choose_recompute, parameters_in, plan_line, rollout_plan
 from engine.optimizer import AdamW
-from engine.processes import Ranks, device_and_dtype
+from engine.processes import Ranks, fit_machine
 from engine.run import Run
 from engine.tokenizer import load_tokenizer, stop_ids
 from model import Config, Transformer, load
@@ -143,7 +143,8 @@ def tell(lines: list[str], ranks) -> None:
 def train_command(settings, train) -> None:
     """Run train(settings, ranks, dtype) on the device that the settings name."""
     def work():
-        device, dtype = device_and_dtype(settings.device, settings.dtype)
+        config = Config.load(settings.model or settings.init)
+        device, dtype = fit_machine(settings, config)
         if settings.offload and not device.startswith("cuda"):
             raise ValueError("offload is for a GPU: on a CPU everything is in main memory")
         train(settings, Ranks(device), dtype)

@@ -269,10 +269,11 @@ def test_the_best_are_chosen():
     def chosen(**changes):
         return [row["effect"] for row in effect.best(rows, settings(select="x", **changes))]
 
-    assert chosen(quantile=0.5) == [5.0, 4.0] and chosen(per_problem=1) == [5.0, 3.0, -1.0]
-    assert chosen(quantile=0.5, per_problem=1) == [5.0, 3.0]
-    assert chosen(quantile=0.25, by="per_token") == [-1.0]
-    assert chosen(quantile=0.5, lowest=True) == [-1.0, 3.0]
+    assert chosen(share=0.5) == [5.0, 4.0] and chosen(per_problem=1) == [5.0, 3.0, -1.0]
+    assert chosen(share=0.5, per_problem=1) == [5.0, 3.0]
+    assert chosen(share=0.25, by="per_token") == [-1.0]
+    assert chosen(share=0.5, lowest=True) == [-1.0, 3.0]
+    assert chosen(share=0.01) == [5.0] and len(chosen()) == 4       # a share keeps at least one
 
 
 def test_the_histogram_is_on_one_axis():
@@ -319,7 +320,7 @@ def test_a_run_by_its_words_files_and_numbers(files, tmp_path, monkeypatch, caps
     test, data = files
     coins = itertools.cycle((0.0, 1.0, 1.0))
     monkeypatch.setattr(effect, "reward", lambda *_: next(coins))
-    more = ("--out", tmp_path / "out", "--select", tmp_path / "best.jsonl", "--quantile", 0.67, "--exact",
+    more = ("--out", tmp_path / "out", "--select", tmp_path / "best.jsonl", "--share", 0.67, "--all-cosines",
             "--device", "cpu")
     code, out, err = command(capsys, *flags(test, data, *more))
     assert code == 0, err
@@ -350,10 +351,10 @@ def test_mistakes_are_one_line(files, tmp_path, monkeypatch, capsys):
             (flags(test, shared), "t1 is a problem of"),
             (flags(test, long), "none of 1 examples"), (flags(test, empty), "no examples"),
             (flags(test, data, "--group", 1), "group = 1"),
-            (flags(test, data, "--quantile", 0.5), "--select FILE goes with"),
+            (flags(test, data, "--share", 0.5), "--select FILE goes with"),
             (flags(test, data, "--select", tmp_path / "s"), "--select FILE goes with"),
-            (flags(test, data, "--select", tmp_path / "s", "--quantile", 0.1, "--by", "cosine"),
-             "--exact"),
+            (flags(test, data, "--select", tmp_path / "s", "--share", 0.1, "--by", "cosine"),
+             "--all-cosines"),
             (flags(test, tmp_path / "none.jsonl"), "cannot read")):
         code, _, err = command(capsys, *given)
         assert code == 2 and words in err and err.count("\n") == 1, err

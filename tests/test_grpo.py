@@ -192,12 +192,12 @@ def test_the_first_update_has_ratio_one_and_later_ones_clip(monkeypatch):
         return grpo.GRPO(settings, ALONE, model, AdamW(model, settings)).update(groups, 3e-2)
     monkeypatch.setattr(grpo, "grpo_loss", watched)
     before = copy.deepcopy(model.state_dict())
-    step(updates=1)
+    step(passes=1)
     assert torch.cat(ratios).eq(1).all()
     model.load_state_dict(before)
     ratios.clear()
     clipped.clear()
-    trained = step(updates=3, minibatches=2)
+    trained = step(passes=3, minibatches=2)
     assert len(ratios) == 6 and ratios[0].eq(1).all()
     assert all((r - 1).abs().max() > 1e-3 for r in ratios[1:])      # old is from before them all
     share = torch.cat(clipped).double().mean().item()
@@ -207,7 +207,7 @@ def test_the_first_update_has_ratio_one_and_later_ones_clip(monkeypatch):
 def test_minibatches_share_the_prompts_out():
     model = tiny(dtype=torch.float64)
     groups = random_groups(model, prompts=4)
-    seen, _ = gradients_of(model, groups, minibatches=2, updates=2)
+    seen, _ = gradients_of(model, groups, minibatches=2, passes=2)
     assert len(seen) == 4
     for i, part in enumerate((groups[:2], groups[2:])):
         [alone], _ = gradients_of(model, part)
@@ -267,7 +267,7 @@ def test_thirty_steps_learn(toy, tmp_path):
 
 def test_killed_and_resumed_is_the_same_run_bit_by_bit(toy, tmp_path):
     flags = (*POLICY_FLAGS, "--steps", "30", "--save-every", "3", "--eval", "held_out.jsonl",
-             "--eval-every", "7", "--eval-max-new-tokens", "12", "--kl-every", "2", "--updates",
+             "--eval-every", "7", "--eval-max-new-tokens", "12", "--kl-every", "2", "--passes",
              "2", "--minibatches", "2", "--kl", "0.01", "--keep-at", "5", "30")
     finish(toy, tmp_path / "whole", *flags, script="grpo.py")
     finish(toy, tmp_path / "killed", *flags, script="grpo.py", kills=2, seed=1)
@@ -289,7 +289,7 @@ def test_killed_and_resumed_is_the_same_run_bit_by_bit(toy, tmp_path):
 
 def test_two_ranks_train_the_same_model_as_one(toy, tmp_path):
     for ranks in (1, 2):
-        done = run(toy, *POLICY_FLAGS, "--out", tmp_path / str(ranks), "--steps", "5", "--updates", "2",
+        done = run(toy, *POLICY_FLAGS, "--out", tmp_path / str(ranks), "--steps", "5", "--passes", "2",
                    "--minibatches", "2", "--kl", "0.01", "--eval",
                    "held_out.jsonl", "--eval-max-new-tokens", "12", script="grpo.py", ranks=ranks)
         assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from helpers import (ALONE, POLICY_FLAGS, assert_equal_weights, finish, gradient
 def method(model, **changes):
     """PPO for a model, as a run makes it."""
     settings = ppo.Settings(**{"model": "", "data": [], "out": "", "lr": 1e-3, "temperature": 1.0,
-                               "kl": 0.0, "updates": 1, "minibatches": 1, **changes})
+                               "kl": 0.0, "passes": 1, "minibatches": 1, **changes})
     return ppo.PPO(settings, ALONE, model, AdamW(model, settings))
 
 
@@ -130,7 +130,7 @@ def test_the_critic_learns_and_leaves_the_policy_alone():
 
 
 # ---- the command -----------------------------------------------------------------------------
-PPO = (*POLICY_FLAGS, "--kl", "0.001", "--updates", "2", "--minibatches", "2", "--critic-lr", "2e-3")
+PPO = (*POLICY_FLAGS, "--kl", "0.001", "--passes", "2", "--minibatches", "2", "--critic-lr", "2e-3")
 
 
 def test_ppo_learns(toy, tmp_path):

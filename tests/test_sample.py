@@ -351,10 +351,10 @@ def test_each_prompt_is_prefilled_once_and_ended_rows_cost_nothing(monkeypatch):
 
 
 def test_gaps_are_closed_keeping_the_long_first():
-    running = [S.Running(i, 0, start) for i, start in enumerate([9, 8, 7, 6, 5, 5, 4, 3])]
+    running = [S.Running(i, 0, offset) for i, offset in enumerate([9, 8, 7, 6, 5, 5, 4, 3])]
     close_gaps(running, [0, 3, 7], block=2)
     assert sorted(at.prompt for at in running) == [1, 2, 4, 5, 6]
-    assert [at.start for at in running] == [7, 8, 5, 5, 4]
+    assert [at.offset for at in running] == [7, 8, 5, 5, 4]
 
 
 def test_a_sequence_and_its_cache_move_together():
