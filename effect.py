@@ -77,7 +77,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from engine.batches import Sequence, micro_batches, response_logprobs
+from engine.batches import Sequence, micro_batches, pass_tokens, response_logprobs
 from engine.examples import Dataset, read_datasets
 from engine.files import check_output, write_json, write_jsonl
 from engine.problems import read_problems
@@ -118,7 +118,7 @@ def weighted_gradient(model, sequences, weights, settings, temperature=1.0) -> d
     """The gradient of the sum of weight * log p(response), fp32, by parameter."""
     model.zero_grad()
     used = [i for i, weight in enumerate(weights) if weight]
-    for some in batches([sequences[i] for i in used], settings, "gradient"):
+    for some in batches(model, [sequences[i] for i in used], settings, "gradient"):
         indices = [used[i] for i in some]
         logp, _ = response_logprobs(model, [sequences[i] for i in indices], pack=False,
                                     temperature=temperature)
@@ -130,10 +130,11 @@ def weighted_gradient(model, sequences, weights, settings, temperature=1.0) -> d
     return gradient
 
 
-def batches(sequences, settings, name: str):
-    """Groups of indices of at most micro_tokens tokens, similar lengths together, with a bar."""
+def batches(model, sequences, settings, name: str):
+    """Groups of indices for one pass each, similar lengths together, with a bar."""
     lengths = [len(one.tokens) for one in sequences]
-    groups = micro_batches(lengths, settings.micro_tokens, pack=False)
+    groups = micro_batches(lengths, pass_tokens(settings, model.head_weight.is_cuda),
+                           pack=False)
     with tqdm(total=len(sequences), desc=name, unit=" examples", leave=False, delay=1) as bar:
         for group in groups:
             yield group
@@ -193,7 +194,7 @@ def by_jvp(model, sequences, G, settings, values) -> None:
     of log p: the effect."""
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), changed_weights(
             model, lambda name, p: forward_ad.make_dual(p.detach(), G[name].to(p.dtype))):
-        for indices in batches(sequences, settings, "effects"):
+        for indices in batches(model, sequences, settings, "effects"):
             logp, _ = response_logprobs(model, [sequences[i] for i in indices], pack=False)
             values[indices] = forward_ad.unpack_dual(logp).tangent.double().sum(-1).cpu().numpy()
 
@@ -209,7 +210,7 @@ def by_difference(model, sequences, G, settings, values) -> None:
     try:
         for sign in (1, -1):
             with changed_weights(model, lambda name, p: p.detach() + sign * step * G[name]):
-                for indices in batches(sequences, settings, "effects"):
+                for indices in batches(model, sequences, settings, "effects"):
                     logp, _ = response_logprobs(model, [sequences[i] for i in indices], pack=False)
                     values[indices] += sign / (2 * step) * logp.double().sum(-1).cpu().numpy()
     finally:

@@ -99,7 +99,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--micro-tokens", type=int, default=2048)
+    parser.add_argument("--micro-tokens", type=int, default=0)
     parser.add_argument("--side", help="used by this program itself")
     parser.add_argument("--data", help="used by this program itself")
     args = parser.parse_args()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.batches import pass_tokens
 from engine.cache import CPU_SLOTS, PREFILL_TOKENS, slot_bytes
 from model import LOGITS_AT_ONCE, Transformer
 
@@ -19,7 +20,8 @@ def parameters_in(config) -> int:
         return sum(p.numel() for p in Transformer(config).parameters())
 
 
-def training_bytes(config, settings, dtype, longest: int, batch: int, recompute: bool) -> dict:
+def training_bytes(config, settings, dtype, longest: int, batch: int, recompute: bool,
+                   on_gpu: bool = True) -> dict:
     """Bytes on the device while training, by what they are for.
 
     longest: tokens of the longest sequence. batch: sequences in an update.
@@ -27,7 +29,7 @@ def training_bytes(config, settings, dtype, longest: int, batch: int, recompute:
     P, b = parameters_in(config), dtype.itemsize
     C, V, L = config.hidden_size, config.vocab_size, config.num_hidden_layers
     Q, KV = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-    tokens = max(longest, min(settings.micro_tokens, batch * longest))
+    tokens = max(longest, min(pass_tokens(settings, on_gpu), batch * longest))
     # What autograd keeps of a layer: what goes into its products, and two norms in fp32.
     layer = tokens * (b * (2 * C + 2 * Q + 2 * KV + 4 * config.intermediate_size) + 16 * C)
     kept = L * tokens * b * C + layer if recompute else L * layer
@@ -38,10 +40,11 @@ def training_bytes(config, settings, dtype, longest: int, batch: int, recompute:
             "activations": kept + layer + casts, "logits": 12 * chunk + (4 + b) * V * C}
 
 
-def choose_recompute(config, settings, dtype, longest, batch, room, beside=0) -> tuple[dict, bool]:
+def choose_recompute(config, settings, dtype, longest, batch, room, beside=0,
+                     on_gpu=True) -> tuple[dict, bool]:
     """The bytes of training, and whether to recompute activations: where it would not fit into
     `room` otherwise, with `beside` further bytes."""
-    plans = {recompute: training_bytes(config, settings, dtype, longest, batch, recompute)
+    plans = {recompute: training_bytes(config, settings, dtype, longest, batch, recompute, on_gpu)
              for recompute in (False, True)}
     recompute = settings.checkpointing == "yes" or (
         settings.checkpointing == "auto" and sum(plans[False].values()) + beside > room)
@@ -83,7 +86,7 @@ def rollout_plan(settings, config, dtype, prompt_tokens: int, room: float, proce
               "reference": P * dtype.itemsize if settings.kl else 0,
               "critic": 16 * P if critic else 0}
     train, recompute = choose_recompute(config, settings, dtype, longest, batch, room,
-                                        sum(beside.values()) + min(wanted, ENOUGH) * slot)
+                                        sum(beside.values()) + min(wanted, ENOUGH) * slot, on_gpu)
     sample = {"weights": train["weights"], "AdamW": train["AdamW"], **beside,
               "prefill": slot_bytes(config, PREFILL_TOKENS, dtype)}
     fit = min(wanted, (room - sum(train.values()) - sum(beside.values())) // slot)

@@ -11,8 +11,8 @@ SCHEDULES = ("cosine", "linear", "constant")
 class Machine:
     """What every command that computes gradients has to know."""
     # ---- the machine
-    micro_tokens: int = limits(16384, at_least=1)   # tokens in one forward and backward pass; bounds
-    #                                 the memory
+    micro_tokens: int = limits(0, at_least=0)   # tokens in one forward and backward pass; bounds the
+    #                                 memory; 0: 16,384 on a GPU, 2,048 on a CPU
     device: str = "auto"            # cpu, cuda, cuda:0 ...; auto: cuda where there is one
     dtype: str = limits("auto", one_of=("auto", "float32", "bfloat16"))     # to compute in (weights
     #                                 stay fp32); auto: bfloat16 on cuda

@@ -71,7 +71,8 @@ def prepare_examples(settings, ranks, dtype) -> Job:
     check_keep_at(settings, steps)
     run = Run(settings, ranks, files_of(settings))
     room, longest = free_memory(ranks.device), max(len(one.tokens) for one in sequences)
-    parts, recompute = choose_recompute(config, settings, dtype, longest, settings.batch, room)
+    parts, recompute = choose_recompute(config, settings, dtype, longest, settings.batch, room,
+                                        on_gpu=ranks.device.type == "cuda")
     tell([plan_line("train", parts, room)], ranks)
     model, optimizer = begin(settings, ranks, run, config, dtype, recompute, files)
     return Job(settings, ranks, dtype, tokenizer, sequences,
