@@ -15,8 +15,11 @@ def free_memory(device: torch.device) -> int:
     """Bytes that this process could still take."""
     if device.type == "cuda":
         return int(0.95 * torch.cuda.mem_get_info(device)[0])   # kernels and gaps take some
-    with open("/proc/meminfo") as file:
-        return int(re.search(r"MemAvailable:\s+(\d+)", file.read())[1]) * 1024
+    try:
+        with open("/proc/meminfo") as file:
+            return int(re.search(r"MemAvailable:\s+(\d+)", file.read())[1]) * 1024
+    except OSError:         # macOS says how much memory there is, not how much is free: take half
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def slot_bytes(config, length: int, dtype) -> int:
@@ -37,7 +40,7 @@ def slots_that_fit(model, length: int, wanted: int) -> int:
         if dtype != weight.dtype:                           # for `model_to_read`
             free -= sum(p.numel() for p in model.parameters()) * dtype.itemsize
     else:
-        free = 0.7 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = 0.7 * free_memory(weight.device)
         wanted = min(wanted, CPU_SLOTS)
     free -= slot_bytes(config, PREFILL_TOKENS, dtype)
     if free < per_slot:

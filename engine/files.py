@@ -18,7 +18,7 @@ import shutil
 def read_json(path: str):
     """The content of a JSON file, or None where there is no such file."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return json.load(file)
     except FileNotFoundError:
         return None
@@ -29,7 +29,7 @@ def read_json(path: str):
 def numbered_jsonl(path: str, *required: str) -> list[tuple[int, dict]]:
     """(line number, object) for each line of a JSONL file. An error names file and line."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             return [(number, _object(f"{path}:{number}", line, required))
                     for number, line in enumerate(file, 1) if line.strip()]
     except UnicodeDecodeError:
@@ -56,8 +56,11 @@ def read_jsonl(path: str, *required: str) -> list[dict]:
 
 
 def sha256(path: str) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 # ---- out -------------------------------------------------------------------------------------

@@ -56,6 +56,8 @@ def check(settings) -> None:
 # ---- flags -----------------------------------------------------------------------------------
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
+        if underscored := re.search(r"--\w+_\w+", message):
+            message += f": write {underscored[0].replace('_', '-')}"
         stop(f"{message} (--help lists the flags)")
 
 
@@ -121,11 +123,20 @@ def parse(settings_class, description: str, positional: str = "", argv=None):
         else:
             groups[group].add_argument("--" + name.replace("_", "-"), dest=name, **flag)
     settings = settings_class(**vars(parser.parse_args(argv)))
+    sys.excepthook = _end_quietly
     try:
         check(settings)
     except ValueError as error:
         stop(error)
     return settings
+
+
+def _end_quietly(kind, error, trace) -> None:
+    """Ctrl-C while torch is imported is no reason for a traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{os.path.basename(sys.argv[0])}: stopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 # ---- the end of a command --------------------------------------------------------------------

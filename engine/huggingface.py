@@ -19,6 +19,8 @@ CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer
 # ---- configuration and tokenizer -------------------------------------------------------------
 def read_config(path: str, config_class):
     """A Config from a config.json or the one in a directory; ValueError for what is not Qwen2."""
+    if not os.path.exists(f"{path}/config.json") and os.path.exists(f"{path}/model/config.json"):
+        raise ValueError(f"{path} is a run directory: its model is {path}/model")
     path = os.path.join(path, "config.json") if os.path.isdir(path) else path
     raw = read_json(path)
     if not isinstance(raw, dict):

@@ -53,11 +53,12 @@ def choose_recompute(config, settings, dtype, longest, batch, room, beside=0,
 
 def plan_line(purpose: str, parts: dict, room: float) -> str:
     """The parts of a plan and their sum in a line; ValueError where there is not that much room."""
+    def amount(size):
+        return f"{size / 1e9:.1f} GB" if size > 1e9 else f"{size / 1e6:.0f} MB"
     total = sum(parts.values())
-    unit, scale = (1e9, "GB") if total > 1e9 else (1e6, "MB")
     line = f"memory to {purpose}: " + " + ".join(
-        f"{name} {size / unit:.2f}" for name, size in parts.items() if size)
-    line += f" = {total / unit:.2f} of {room / unit:,.0f} {scale}"
+        f"{name} {amount(size)}" for name, size in parts.items() if size > 5e5)
+    line += f" = {amount(total)} of {amount(room)}"
     if total > room:
         raise ValueError(f"{line}: does not fit (smaller --micro-tokens, --checkpointing yes and"
                          " --offload need less)")

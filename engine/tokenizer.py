@@ -10,6 +10,8 @@ def load_tokenizer(path: str):
     file = os.path.join(path, "tokenizer.json")
     if not os.path.exists(file):
         missing = "tokenizer.json" if os.path.isdir(path) else "such directory"
+        if os.path.exists(os.path.join(path, "model", "tokenizer.json")):
+            missing += f" (this is a run directory: its model is {path}/model)"
         raise ValueError(f"{path}: no {missing}")
     try:
         return Tokenizer.from_file(file)

@@ -11,7 +11,7 @@ import re
 import sys
 from dataclasses import dataclass
 
-from report import COLOURS, band, canvas, flat, markdown, mean, pick, spread, write
+from report import COLOURS, STYLE_COLOURS, band, canvas, flat, markdown, mean, pick, spread, write
 from engine.files import read_jsonl
 from engine.flags import command, parse
 from verify import read_rollouts, score, styles
@@ -195,9 +195,9 @@ def draw(evals: list[dict], curves: list[dict]):
     three = [(*main, "grpo", middle), (*main, "ppo", middle), (*main, "expert", "0")]
     for axis, key, word in zip(axes, three, ("GRPO", "PPO", "Expert Iteration")):
         seeds = list(groups(pick(curves, **dict(zip(CELL, key))), "seed").values())
-        for name, colour in zip(names, COLOURS[1:]) if seeds else ():
+        for name in names if seeds else ():
             band(axis, [row["samples"] for row in seeds[0]], [[share(row, name) for row in one]
-                                                              for one in seeds], colour, name, 0.15)
+                 for one in seeds], STYLE_COLOURS[name], name, 0.15)
         if seeds:
             weight = f", KL weight {key[3]}" if key[3] != "0" else ""
             axis.set(xlabel="answers drawn", ylabel="share of answers", ylim=(0, 1),
@@ -229,9 +229,9 @@ def draw_ends(axis, cells: dict, names: list[str], labels: list[str], title: str
     for i, rows in enumerate(cells.values()):
         easy, bottom = pick(rows, test="easy"), 0.0
         ends = [row for row in easy if row["step"] == max(one["step"] for one in easy)]
-        for name, colour in zip(names, COLOURS[1:]):
+        for name in names:
             height = mean([share(end, name) for end in ends])
-            axis.bar(i, height, bottom=bottom, color=colour, width=0.7, alpha=0.8)
+            axis.bar(i, height, bottom=bottom, color=STYLE_COLOURS[name], width=0.7, alpha=0.8)
             bottom += height
         for end in ends:
             axis.plot(i, end["accuracy"], "k_", markersize=16)

@@ -1,11 +1,11 @@
 """The report of redistill.py: tables, findings and figures from what its stages left behind.
 
     python scripts/report.py --runs runs/tiny-0 --out runs/tiny-0
-    python scripts/report.py --runs runs/tiny-{0,1,2,3,4} --out results/redistill
+    python scripts/report.py --runs runs/tiny-{0,1,2,3,4,5} --out results/redistill
 
 Writes models.csv (every model, measured in every way), curves.csv (every step of GRPO), figure.png
 where matplotlib is installed, and then report.md. One run is shown with the 95 % intervals of its
-test problems, several with their mean and range.
+test problems, several with their mean and range. Of an unfinished run it shows what is there.
 """
 import csv
 import glob
@@ -19,17 +19,23 @@ from engine.flags import command, parse
 from kk_gen import STYLES
 from verify import read_rollouts, rows_of, score
 
-ORDER = ("sft_short", "sft_long", "rl_base", "rl_short", "rl_long", "sft_a", "sft_b", "sft_foreign",
-         "sft_at", "sft_wrong", "sft_guess", "rl_b")        # of the models in the report
+WORDS = {       # for a model, in the order of the report
+    "base": "the base", "sft_short": "SFT on short chains", "sft_long": "SFT on long chains",
+    "rl_base": "GRPO from the base", "rl_short": "GRPO from SFT on short chains",
+    "rl_long": "GRPO from SFT on long chains", "sft_a": "re-distilled (greedy answers)",
+    "sft_b": "re-distilled (answers of the last steps)",
+    "sft_foreign": "SFT on the same puzzles, other answers", "sft_at": "SFT on answers of {steps}",
+    "sft_wrong": "SFT on wrong answers of {steps}", "sft_guess": "SFT on bare answers",
+    "rl_b": "GRPO from re-distilled (last steps)"}
 SMOOTH = 5      # steps in the running mean that says when GRPO has converged
-ABOUT = ("from", "made_with", "examples", "tokens", "answer_tokens", "effect", "effect_error",
-         "effect_per_token", "effect_cosine")           # a model, in this order in models.csv
+ABOUT = ("words", "from", "made_with", "examples", "tokens", "answer_tokens", "effect",
+         "effect_error", "effect_per_token", "effect_cosine")   # a model, in this order in models.csv
 STEP = ("step", "samples", "tokens", "reward", "length", "kl", "cut_off", "entropy", "equal_groups")
-TOLD = {"base": "the base", "sft_a": "re-distilled, A", "sft_b": "re-distilled, B",
-        "sft_foreign": "B's problems, another's answers", "sft_wrong": "GRPO's wrong answers",
-        "sft_guess": "SFT on bare answers"}
 COLOURS = ("#4c566a", "#2a78c2", "#c2572a", "#3a9a5b", "#8a5bb0", "#b09a2a", "#b04a7a", "#2a9ab0",
            "#7a4a2a", "#111111", "#9ac23a", "#e08ab0")
+STYLE_COLOURS = {"worked": "#3a9a5b", "table": "#c2572a", "search": "#2a78c2", "guess": "#8a5bb0",
+                 "mixed": "#b09a2a", "other": "#9a9a9a", "code": "#c2572a", "prose": "#3a9a5b",
+                 "bare": "#8a5bb0"}
 
 
 @dataclass(kw_only=True)
@@ -117,17 +123,18 @@ def write(out: str, lines: list[str], figure, **tables) -> None:
 # ---- what a run left behind ------------------------------------------------------------------
 def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
     """Every model in every way it was measured, every step of GRPO, the levels GRPO trained on."""
-    effects = {row["data"]: dict(zip(ABOUT[5:], (row["effect"], row["standard_error"],
+    effects = {row["data"]: dict(zip(ABOUT[6:], (row["effect"], row["standard_error"],
                                                  row["per_token"], row.get("cosine", ""))))
                for row in (read_json(f"{run}/effect/summary.json") or {"data": []})["data"]}
     label, curves, levels = {"run": os.path.basename(os.path.normpath(run))}, [], set()
-    models = {"base": dict.fromkeys(ABOUT, "") | {"examples": 0, "tokens": 0}}
+    models = {"base": dict.fromkeys(ABOUT, "") | {
+        "words": WORDS["base"], "examples": 0, "tokens": 0}}
     folders = [os.path.dirname(path) for kind in ("sft", "rl")
-               for path in glob.glob(f"{glob.escape(run)}/{kind}_*/settings.json")]
-    for folder in sorted(folders, key=place):
+               for path in glob.glob(f"{glob.escape(run)}/{kind}_*/model/config.json")]
+    for folder in sorted(map(os.path.dirname, folders), key=place):
         name, settings = os.path.basename(folder), read_json(folder + "/settings.json")["settings"]
         steps = [row for row in read_jsonl(folder + "/metrics.jsonl") if row["step"]]
-        start = os.path.basename(os.path.dirname(os.path.normpath(settings["model"])))
+        start, examples = os.path.basename(os.path.dirname(os.path.normpath(settings["model"]))), []
         models[name] = model = dict.fromkeys(ABOUT, "") | {
             "from": start if start in models else "base", "tokens": steps[-1]["tokens"]}
         if "epochs" in settings:
@@ -141,10 +148,12 @@ def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
             model |= {"made_with": "GRPO", "examples": steps[-1]["samples"]}
             curves += [{**label, "start": model["from"], **flat(row, *STEP)} for row in steps]
             levels |= set(steps[-1]["by_level"] if name == policy else ())
-    if not levels:
-        raise ValueError(f"{run}: no GRPO run {policy} (--policy) in it")
+        model["words"] = in_words(name, examples)
     rows = [{**label, "model": name, **models[name], **row} for name in models
             for row in measured(run, name)]
+    if missing := {"base", policy} - {row["model"] for row in rows}:
+        raise ValueError(f"{run}: {' and '.join(sorted(missing))} must be made and evaluated before"
+                         " there is something to report")
     return rows, curves, levels
 
 
@@ -152,7 +161,14 @@ def place(folder: str) -> tuple[int, int]:
     """Where a model stands in the report, in whatever order the stages ended."""
     name, _, percent = os.path.basename(folder).partition("_at_")
     name += "_at" * bool(percent)
-    return ORDER.index(name) if name in ORDER else len(ORDER), int(percent or 0)
+    return [*WORDS, name].index(name), int(percent or 0)
+
+
+def in_words(name: str, examples: list[dict]) -> str:
+    """What a model is, for somebody who does not know the names of the stages."""
+    words = WORDS.get("sft_at" if name.startswith("sft_at_") else name, name)
+    steps = [row["step"] for row in examples if "step" in row]
+    return words.format(steps=f"steps {min(steps)} to {max(steps)}") if "{" in words else words
 
 
 def measured(run: str, name: str) -> list[dict]:
@@ -163,23 +179,14 @@ def measured(run: str, name: str) -> list[dict]:
             score(rollouts := read_rollouts(path))
             rows = rows_of(rollouts)
             for row in rows if len(rows) > 1 else rows + [rows[0] | {"level": "all"}]:
-                row = flat({key: value for key, value in row.items() if key != "task"})
-                cells.append({"decoding": how, **row, "level": str(row["level"])})
-    if not cells:
-        raise ValueError(f"{run}: {name} was not evaluated: no eval/{name}.*.jsonl")
+                by_chance = row["task"] == "kk" and isinstance(row["level"], int)
+                cells.append({
+                    "decoding": how, **flat({**row, "level": str(row["level"])}),
+                    "chance": 0.5 ** row["level"] if by_chance else ""})
     return cells
 
 
 # ---- what it says ----------------------------------------------------------------------------
-def told(name: str) -> str:
-    """A model's name in words."""
-    kind, _, of = name.partition("_")
-    if kind == "rl":
-        return f"GRPO from {told('sft_' + of if of != 'base' else 'base')}"
-    return TOLD.get(name) or (f"GRPO's answers at {of[3:]} %" if of.startswith("at_") else
-                              f"SFT on {of} chains")
-
-
 def accuracies(rows: list[dict], how: str, levels: set[str]) -> dict[str, float]:
     """Of the models of a run, on the levels that the policy was trained on."""
     cells = {}
@@ -210,22 +217,22 @@ def findings(rows: list[dict], curves: list[dict], levels, how: str, policy: str
     accuracy, models = accuracies(rows, how, levels), {row["model"]: row for row in rows}
     if "base" not in accuracy or not accuracy.get(policy):
         return {}
-    rl, numbers = models[policy], {f"accuracy: {told(name)}": accuracy[name] for name in accuracy}
+    rl, numbers, told = models[policy], {}, {name: models[name]["words"] for name in models}
     for name in (policy, *(name for name in accuracy if models[name]["made_with"] == "SFT")):
         model, word = models[name], "samples" if name == policy else "examples"
         if not name.startswith("sft_at_"):
-            numbers[f"gain per 1,000 {word}: {told(name)}"] = (
+            numbers[f"gain per 1,000 {word}: {told[name]}"] = (
                 accuracy[name] - accuracy[model["from"]]) / (model["examples"] / 1000)
     for name in filter(accuracy.__contains__, ("sft_a", "sft_b", "sft_foreign")):
-        numbers[f"accuracy / the policy's: {told(name)}"] = accuracy[name] / accuracy[policy]
+        numbers[f"accuracy / the policy's: {told[name]}"] = accuracy[name] / accuracy[policy]
     for name in filter(accuracy.__contains__, ("sft_a", "sft_b")):
         for words, of, all_of in (("examples / samples of GRPO", "examples", "examples"),
                                   ("their tokens / tokens of GRPO", "answer_tokens", "tokens")):
-            numbers[f"{words}: {told(name)}"] = models[name][of] / rl[all_of]
+            numbers[f"{words}: {told[name]}"] = models[name][of] / rl[all_of]
     rewards = {name: [row["reward"] for row in pick(curves, start=models[name]["from"])]
                for name in accuracy if models[name]["made_with"] == "GRPO"}
     for name in rewards:
-        numbers[f"steps to 95 % of the policy's last reward: {told(name)}"] = first_step(
+        numbers[f"steps to 95 % of the policy's last reward: {told[name]}"] = first_step(
             rewards[name], 0.95 * mean(rewards[policy][-SMOOTH:]))
     weighed = [name for name in accuracy if models[name]["effect_cosine"] != ""]
     for what in ("effect", "effect_per_token", "effect_cosine") if len(weighed) > 2 else ():
@@ -241,46 +248,58 @@ def interval(rows: list[dict]) -> tuple[float, float]:
     return (rows[0]["low"], rows[0]["high"]) if len(rows) == 1 else (min(accuracy), max(accuracy))
 
 
-def model_line(rows: list[dict], ways: list[tuple[str, str]], written: list[str]) -> list[str]:
-    """A line of the table: a model, as a mean over runs."""
-    whole = pick(rows, decoding=ways[0][0], level="all")
-    line = [told(rows[0]["model"]), told(rows[0]["from"]) if rows[0]["from"] else ""]
-    line += [f"{mean([row[what] for row in whole]):,.0f}" if rows[0][what] else ""
-             for what in ("examples", "tokens")]
+def model_line(rows: list[dict], ways: list[tuple[str, str]]) -> list[str]:
+    """A line of the table of accuracies: a model, as a mean over runs."""
+    line = [rows[0]["words"], *(f"{mean([row[what] for row in rows]):,.0f}" if rows[0][what] else ""
+                                for what in ("examples", "tokens"))]
     for how, level in ways:
         cell = pick(rows, decoding=how, level=level)
         line.append("{:.1%} ({:.1%} to {:.1%})".format(
             mean([row["accuracy"] for row in cell]), *interval(cell)) if cell else "")
-    line.append(f"{mean([row['length'] for row in whole]):.0f}")
-    for style in written:
-        share = sum(row.get(f"share_{style}", 0) for row in whole)
-        right = sum(row.get(f"share_{style}", 0) * row.get(f"right_in_{style}", 0) for row in whole)
-        line.append(f"{share / len(whole):.0%}, {right / share:.0%}" if share else "0")
     return line
 
 
-def report(runs: list[tuple], policy: str, drawn: bool) -> list[str]:
+def style_line(rows: list[dict], written: list[str]) -> list[str]:
+    """A line of the table of styles: a model on one level, as a mean over runs."""
+    line = [rows[0]["words"], rows[0]["level"], f"{mean([row['length'] for row in rows]):.0f}"]
+    for style in written:
+        share = sum(row.get(f"share_{style}", 0) for row in rows)
+        right = sum(row.get(f"share_{style}", 0) * row.get(f"right_in_{style}", 0) for row in rows)
+        line.append(f"{share / len(rows):.0%}, {right / share:.0%}" if share else "0")
+    return line
+
+
+def report(runs: list[tuple], policy: str, missing: list[str], drawn: bool) -> list[str]:
     rows = [row for run in runs for row in run[0]]
-    ways = [(row["decoding"], row["level"]) for row in pick(runs[0][0], model="base")
-            if row["level"] != "all"]
-    hows = list(dict.fromkeys(how for how, _ in ways))
-    written = [style for style in (*STYLES, "mixed", "other")
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    ways = list(dict.fromkeys((row["decoding"], row["level"]) for row in pick(rows, model="base")
+                              if row["level"] != "all"))
+    first, hows = ways[0][0], list(dict.fromkeys(how for how, _ in ways))
+    written = [style for style in (*STYLES, "mixed", "other", "code", "prose", "bare")
                if any(f"share_{style}" in row for row in rows)]
-    head = ["model", "made from", "examples or samples", "tokens",
-            *(f"level {level}, {how}" for how, level in ways), "length",
-            *(f"{style}: share, right" for style in written)]
-    table = [model_line(pick(rows, model=name), ways, written)
-             for name in dict.fromkeys(row["model"] for row in runs[0][0])]
-    numbers = {how: [findings(*run, how, policy) for run in runs] for how in hows}
-    lines = []
-    for what, value in numbers[hows[0]][0].items():
+    table = [model_line(pick(rows, model=name), ways) for name in names]
+    chance = {row["level"]: row["chance"] for row in rows if row["chance"]}
+    if chance:
+        table.insert(0, ["chance", "", "", *(f"{chance[level]:.1%}" for _, level in ways)])
+    styles = [style_line(cell, written) for name in names for level in sorted(
+        {level for how, level in ways if how == first})
+        if (cell := pick(rows, model=name, decoding=first, level=level))]
+    numbers, lines = {how: [findings(*run, how, policy) for run in runs] for how in hows}, []
+    for what, value in numbers[first][0].items():
         form = ".0f" if isinstance(value, int) else ".3f"
         lines.append([what, *(spread([one[what] for one in numbers[how] if what in one], form, True)
                               or "-" for how in hows)])
     ranges = "95 % intervals" if len(runs) == 1 else f"means of {len(runs)} runs and their range"
+    size = "people" if chance else "level"
+    head = ["model", "examples or samples", "tokens", *(f"{size}: {level}, {how}"
+                                                         for how, level in ways)]
     return ["# Re-distillation", "", f"Accuracy on test problems, with {ranges}; `sampled`: at the"
             " temperature of training, `greedy`: at 0. Tokens: trained on for SFT (all epochs,"
-            " prompts too), sampled for GRPO.", "", *markdown(" | ".join(head), table),
+            " prompts too), sampled for GRPO. Every SFT starts from the base.", "",
+            *(f"Not finished, so not here: {', '.join(missing)}.\n" for _ in missing[:1]),
+            *markdown(" | ".join(head), table), "", f"Styles of the {first} answers: the share of"
+            " each, and how much of it is right.", "", *markdown(" | ".join(
+                ["model", size, "tokens of an answer", *written]), styles),
             "", "On the sizes that GRPO trained on:", "", *markdown("| " + " | ".join(hows), lines),
             *(("", "![learning curves, accuracy, styles](figure.png)") if drawn else ())]
 
@@ -303,20 +322,20 @@ def draw(runs: list[tuple], policy: str):
         rewards = [[row["reward"] for row in pick(curves, start=start)] for _, curves, _ in runs]
         smooth = [[mean(one[max(0, i - SMOOTH):i]) for i in range(1, 1 + len(one))]
                   for one in rewards]
-        band(axes[0], steps, smooth, colour, f"from {told(start)}", 0.2)
+        band(axes[0], steps, smooth, colour, f"from {models[start]['words']}", 0.2)
     axes[0].set(xlabel="GRPO step", ylabel="reward on new problems", ylim=(0, 1), title="Learning"
                 " curves" + f" (mean and range of {len(runs)} runs)" * (len(runs) > 1))
     draw_accuracy(axes[1], [row for rows, _, _ in runs for row in pick(rows, decoding=how)])
-    for style, colour in zip(STYLES, COLOURS[1:]) if styled else ():
+    for style in STYLES if styled else ():
         shares = [[row.get(f"share_{style}", 0.0) for row in one] for one in curve]
-        band(axes[2], steps, shares, colour, style, 0.2)
+        band(axes[2], steps, shares, STYLE_COLOURS[style], style, 0.2)
     if styled:
         axes[2].set(xlabel="GRPO step", ylabel="share of answers", ylim=(0, 1),
-                    title=f"Styles, {told(policy)}")
+                    title=f"Styles, {models[policy]['words']}")
     for i, name in enumerate(weighed):
         accuracy = [accuracies(rows, how, levels) for rows, _, levels in runs]
         axes[-1].scatter([pick(rows, model=name)[0]["effect_cosine"] for rows, _, _ in runs],
-                         [one[name] - one["base"] for one in accuracy], s=22, label=told(name),
+                         [one[name] - one["base"] for one in accuracy], s=22, label=models[name]["words"],
                          color=COLOURS[i % len(COLOURS)], marker="os^v"[i // len(COLOURS)])
     if weighed:
         axes[-1].axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
@@ -326,19 +345,25 @@ def draw(runs: list[tuple], policy: str):
 
 
 def draw_accuracy(axis, rows: list[dict]) -> None:
-    """A bar for each model and level."""
-    names = list(dict.fromkeys(row["model"] for row in rows))
+    """A bar for each model and level, and a line for chance."""
+    words = {row["model"]: row["words"] for row in rows}
     levels = sorted({row["level"] for row in rows} - {"all"})
     height = 0.8 / len(levels)
     for i, level in enumerate(levels):
-        cells = [pick(rows, model=name, level=level) for name in names]
+        cells = [pick(rows, model=name, level=level) for name in words]
         middle = [mean([row["accuracy"] for row in cell]) for cell in cells]
-        axis.barh([y + i * height for y in range(len(names))], middle, height, color=COLOURS[1 + i],
+        high = [interval(cell)[1] for cell in cells]
+        low = [interval(cell)[0] for cell in cells]
+        axis.barh([y + i * height for y in range(len(words))], middle, height, color=COLOURS[1 + i],
                   ecolor="#777777", label=f"level {level}",         # equal ones may round below 0
-                  xerr=[[max(0, one - interval(cell)[0]) for one, cell in zip(middle, cells)],
-                        [max(0, interval(cell)[1] - one) for one, cell in zip(middle, cells)]])
-    axis.set(yticks=[y + 0.4 - height / 2 for y in range(len(names))], xlim=(0, 1),
-             yticklabels=[told(name) for name in names], xlabel=f"accuracy, {rows[0]['decoding']}",
+                  xerr=[[max(0, one - end) for one, end in zip(middle, low)],
+                        [max(0, end - one) for one, end in zip(middle, high)]])
+        for y, (one, end) in enumerate(zip(middle, high)):
+            axis.text(end + 0.01, y + i * height, f"{one:.0%}", va="center", fontsize=7)
+        if chance := cells[0][0]["chance"]:
+            axis.axvline(chance, color=COLOURS[1 + i], linestyle=":", label=f"chance, level {level}")
+    axis.set(yticks=[y + 0.4 - height / 2 for y in range(len(words))], xlim=(0, 1.05),
+             yticklabels=words.values(), xlabel=f"accuracy, {rows[0]['decoding']}",
              title="Every model on test problems")
     axis.invert_yaxis()
 
@@ -348,8 +373,11 @@ def main(settings: Settings) -> None:
     names = [{row["model"] for row in rows} for rows, _, _ in runs]
     if any(one != names[0] for one in names):
         raise ValueError(f"{' '.join(settings.runs)} do not hold the same models")
+    begun = {os.path.basename(path) for run in settings.runs for kind in ("sft", "rl")
+             for path in glob.glob(f"{glob.escape(run)}/{kind}_*")}
+    missing = sorted(begun - names[0], key=place)
     figure = draw(runs, settings.policy)
-    write(settings.out, report(runs, settings.policy, bool(figure)), figure,
+    write(settings.out, report(runs, settings.policy, missing, bool(figure)), figure,
           models=sum((run[0] for run in runs), []), curves=sum((run[1] for run in runs), []))
 
 

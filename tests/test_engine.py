@@ -5,9 +5,11 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -15,13 +17,15 @@ import torch
 import model as M
 import sft
 from engine.batches import Order, micro_batches
-from engine.files import check_output, read_jsonl, whole_directory, whole_file, write_jsonl
+from engine.files import check_output, read_json, read_jsonl, whole_directory, whole_file, write_jsonl
 from engine.flags import command, limits, parse
 from engine.memory import choose_recompute, plan_line, training_bytes
 from engine.optimizer import AdamW, learning_rate
 from engine.problems import read_problems
+from engine.processes import fit_machine
 from engine.run import Run
-from helpers import ALONE, QWEN_1_5B, ROOT, one_line, tiny, weights
+from engine.tokenizer import load_tokenizer
+from helpers import ALONE, QWEN_1_5B, ROOT, TINY, one_line, tiny, weights
 from test_sft import gradient, random_sequences
 
 
@@ -68,6 +72,7 @@ def test_help_is_the_comment_behind_the_field_in_groups(capsys):
 
 @pytest.mark.parametrize("argv, words", [
     (["--data", "x", "--dat", "y"], "unrecognized arguments: --dat"),   # no abbreviations
+    (["--data", "x", "--top_p", "1"], "--top_p 1: write --top-p"),
     ([], "required: --data"), (["--data", "x", "--limit", "two"], "invalid int value: 'two'"),
     (["--data", "x", "--limit", "0"], "limit = 0: at least 1"),
     (["--data", "x", "--top-p", "0"], "top_p = 0.0: above 0"),
@@ -107,7 +112,90 @@ def test_help_does_not_import_torch(script):
     assert "argparse" in modules and not modules & {"torch", "numpy", "tokenizers", "safetensors"}
 
 
+def test_stopped_while_torch_is_imported_it_says_so_in_one_line(tmp_path):
+    """A torch that takes its time stands in for the real one."""
+    (tmp_path / "torch.py").write_text("import time\nopen('begun', 'w').close()\ntime.sleep(30)\n")
+    process = subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "sample.py"), "--model", "x", "--prompt", "x"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    while not (tmp_path / "begun").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode in (130, -signal.SIGINT) and error == "sample.py: stopped\n"
+
+
+# ---- threads and number formats --------------------------------------------------------------
+LOOKS = """import sys, types
+from engine.processes import fit_machine
+import torch
+from model import Config
+shape = Config(320, {width}, 384, 4, 4, 2)
+print(*fit_machine(types.SimpleNamespace(device="cpu", dtype={dtype!r}), shape),
+      torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize("width, dtype, asked, threads", [
+    (128, "auto", None, 1), (512, "auto", None, 3), (128, "auto", "2", 2), (512, "bfloat16", "1", 1)])
+def test_threads_fit_the_model_unless_a_person_says_how_many(width, dtype, asked, threads):
+    """Small: one. Large: as many as PyTorch takes, which is 3 here. OMP_NUM_THREADS wins."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OMP")}
+    code = LOOKS.format(width=width, dtype=dtype)
+    if asked:
+        env["OMP_NUM_THREADS"] = asked
+    else:
+        code = code.replace("import torch\n", "import torch\ntorch.set_num_threads(3)\n")
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True,
+                         text=True, check=True).stdout
+    assert out.split() == ["cpu", "torch.float32" if dtype == "auto" else "torch.bfloat16",
+                           str(threads)]
+
+
+def test_large_models_compute_in_bfloat16_where_the_processor_has_it(monkeypatch):
+    for has, shape, dtype in ((True, QWEN_1_5B, torch.bfloat16), (True, TINY, torch.float32),
+                              (False, QWEN_1_5B, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        assert fit_machine(settings(device="cpu"), shape) == ("cpu", dtype)
+
+
+def test_threads_that_wait_sleep():
+    """It counts only if it is set before torch is imported."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OMP")}
+    code = ("import engine.flags, os, sys; assert 'torch' not in sys.modules;"
+            " print(os.environ['OMP_WAIT_POLICY'])")
+    for given, found in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        more = {"OMP_WAIT_POLICY": given} if given else {}
+        out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env | more, text=True,
+                             capture_output=True, check=True).stdout
+        assert out.strip() == found
+
+
 # ---- files -----------------------------------------------------------------------------------
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    (tmp_path / "a.jsonl").write_text('\ufeff{"id": 1}\n', encoding="utf-8")
+    (tmp_path / "a.json").write_text('\ufeff{"id": 1}', encoding="utf-8")
+    assert read_jsonl(tmp_path / "a.jsonl") == [{"id": 1}] == [read_json(tmp_path / "a.json")]
+
+
+def test_a_run_directory_is_no_model_directory(tmp_path):
+    shutil.copytree(os.path.join(ROOT, "assets", "tiny_base"), tmp_path / "run" / "model")
+    for load in (M.Config.load, load_tokenizer):
+        with pytest.raises(ValueError, match=r"is a run directory: its model is .*run/model"):
+            load(str(tmp_path / "run"))
+
+
+def test_free_memory_is_known_without_proc(monkeypatch):
+    """As on macOS."""
+    import engine.cache
+    known = engine.cache.free_memory(torch.device("cpu"))
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(FileNotFoundError()))
+    assert known / 8 < engine.cache.free_memory(torch.device("cpu")) < known * 8
+
+
 @pytest.mark.parametrize("text, words", [
     ('{"a": 1}\n\n[1]\n', ":3: not a JSON object"), ('{"a": 1}\n{"b": 1}', ":2: no field 'a'"),
     ('{"a": ', ":1: not JSON"), ("[" * 100_000, ":1: not JSON"), (b"\xff", ": not UTF-8")])
@@ -328,7 +416,7 @@ def test_plan_of_the_real_size():
     assert not recompute
     with pytest.raises(ValueError, match=r"does not fit .*--offload"):
         plan_line("train", parts, 24e9)
-    assert "AdamW 12.35" in plan_line("train", parts, 40e9)
+    assert "AdamW 12.3 GB" in plan_line("train", parts, 40e9)
 
 
 # ---- run directories -------------------------------------------------------------------------

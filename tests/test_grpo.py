@@ -378,10 +378,10 @@ def test_the_papers_run_fits_the_card(offload, card):
                             **changes)
     found = plan(card)
     assert found.slots >= 32 and found.recompute and not found.keep_cache
-    assert found.lines[0].startswith("memory to sample: weights 6.17")
-    assert found.lines[1].startswith("memory to train: weights 6.17")
+    assert found.lines[0].startswith("memory to sample: weights 6.2 GB")
+    assert found.lines[1].startswith("memory to train: weights 6.2 GB")
     assert plan(card, slots=20).slots == 20             # as many as before it was stopped
     assert plan(1e12).slots == 128 * 8 and plan(1e12, processes=2).slots == 64 * 8
-    assert "critic 24.70" in plan(card + 25e9, critic=True).lines[0]
+    assert "critic 24.7 GB" in plan(card + 25e9, critic=True).lines[0]
     with pytest.raises(ValueError, match="does not fit"):
         plan(12e9)

@@ -492,7 +492,9 @@ def test_the_lab_reports_what_it_did(experiments):
     assert effects == {model for model in models if model.startswith("sft")}
     assert len(table(lab / "curves.csv")) == 3 * 2 + 1          # half as many from re-distilled B
     assert "rank correlation of gain and effect, 8 datasets" in report
-    assert "re-distilled, B" in report and "| level 4, sampled |" in report
+    assert "| re-distilled (answers of the last steps) |" in report
+    assert "| people: 4, sampled |" in report and "\n| chance |  |  | 12.5% | 6.2% |" in report
+    assert "SFT on wrong answers of steps 1 to 2" in report
 
 
 def test_examples_of_the_lab_are_what_they_are_called(experiments):
@@ -538,7 +540,7 @@ def test_quarters_chosen_by_effect_are_compared_with_as_many(experiments):
 @pytest.mark.parametrize("name", ("kk", "math"))
 def test_the_papers_experiments_run_at_toy_size(experiments, name):
     folder, _ = ended(experiments, name)
-    assert "re-distilled, B" in (folder / "report.md").read_text()
+    assert "re-distilled (answers of the last steps)" in (folder / "report.md").read_text()
     assert settings_of(folder / "sft_short")["lr"] == 1e-5             # the paper's, not the toy's
     short, val = (read(folder / "data" / f"{part}.jsonl") for part in ("short", "val"))
     assert (len(short), len(val)) == {"kk": (27, 3), "math": (12, 2)}[name]
