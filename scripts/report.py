@@ -322,7 +322,7 @@ def draw(runs: list[tuple], policy: str):
         rewards = [[row["reward"] for row in pick(curves, start=start)] for _, curves, _ in runs]
         smooth = [[mean(one[max(0, i - SMOOTH):i]) for i in range(1, 1 + len(one))]
                   for one in rewards]
-        band(axes[0], steps, smooth, colour, f"from {models[start]['words']}", 0.2)
+        band(axes[0], steps, smooth, colour, f"from {WORDS.get(start, start)}", 0.2)
     axes[0].set(xlabel="GRPO step", ylabel="reward on new problems", ylim=(0, 1), title="Learning"
                 " curves" + f" (mean and range of {len(runs)} runs)" * (len(runs) > 1))
     draw_accuracy(axes[1], [row for rows, _, _ in runs for row in pick(rows, decoding=how)])

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -382,6 +383,7 @@ def test_a_person_sees_a_line_for_each_stage_and_then_what_it_said(tmp_path):
 
 # ---- the experiments -------------------------------------------------------------------------
 SMALL = {
+    "first": "first_look.py --steps 2",
     "tiny": "redistill.py tiny --steps 2 --prompts 8 --examples 24 --test-puzzles 8 --trace 0",
     "selection": "selection.py {}/tiny --when last --by effect --problems 8",
     "kk": "redistill.py kk --smoke --jobs 2",
@@ -495,6 +497,35 @@ def test_the_lab_reports_what_it_did(experiments):
     assert "| re-distilled (answers of the last steps) |" in report
     assert "| people: 4, sampled |" in report and "\n| chance |  |  | 12.5% | 6.2% |" in report
     assert "SFT on wrong answers of steps 1 to 2" in report
+
+
+def test_an_unfinished_lab_is_reported_as_far_as_it_is(experiments, tmp_path):
+    lab = shutil.copytree(ended(experiments, "tiny")[0], tmp_path / "lab")
+    shutil.rmtree(lab / "rl_b" / "model")
+    (lab / "rl_long" / "metrics.jsonl").write_text("")      # hardly begun
+    shutil.rmtree(lab / "rl_long" / "model")
+    os.remove(lab / "eval" / "sft_b.sampled.jsonl")
+    os.remove(lab / "eval" / "sft_b.greedy.jsonl")
+    script("report.py", "--runs", lab, "--out", lab)
+    report = (lab / "report.md").read_text()
+    assert "Not finished, so not here: rl_long, sft_b, rl_b." in report
+    assert "| GRPO from the base |" in report and "| re-distilled (answers" not in report
+    shutil.rmtree(lab / "rl_base" / "model")
+    assert "rl_base must be made and evaluated" in script("report.py", "--runs", lab, "--out", lab,
+                                                          code=2)
+
+
+def test_a_first_look_shows_what_the_files_hold(experiments):
+    folder, out = ended(experiments, "first")
+    for path, who in (("before.jsonl", "The base"),
+                      ("grpo-2-0/after.jsonl", "After 2 steps of GRPO")):
+        rows = read(folder / path)
+        right = [reward(row, row["response"], row["finished"]) for row in rows]
+        assert len(rows) == 200 and f"{who}: {sum(right) / 200:.0%} of 200 answers are right" in out
+        for style, share in style_shares(rows).items():
+            assert f"    {style:7} {share:4.0%} of the answers" in out
+    assert out.count("A right answer in the style") == 4
+    assert f"\n$ python grpo.py --model assets/tiny_base --data {folder}/train.jsonl" in out
 
 
 def test_examples_of_the_lab_are_what_they_are_called(experiments):
