@@ -322,7 +322,7 @@ def effects(rate):
 
     @torch.no_grad()
     def forward():
-        for group in effect.batches(sequences, s, "forward"):
+        for group in effect.batches(model, sequences, s, "forward"):
             response_logprobs(model, [sequences[i] for i in group], False)
     passes = statistics.median(seconds(forward))
     if CUDA:

@@ -351,17 +351,18 @@ def draw_accuracy(axis, rows: list[dict]) -> None:
     height = 0.8 / len(levels)
     for i, level in enumerate(levels):
         cells = [pick(rows, model=name, level=level) for name in words]
+        size = f"{level} people" if cells[0][0]["chance"] else f"level {level}"
         middle = [mean([row["accuracy"] for row in cell]) for cell in cells]
         high = [interval(cell)[1] for cell in cells]
         low = [interval(cell)[0] for cell in cells]
         axis.barh([y + i * height for y in range(len(words))], middle, height, color=COLOURS[1 + i],
-                  ecolor="#777777", label=f"level {level}",         # equal ones may round below 0
+                  ecolor="#777777", label=size,                 # equal ones may round below 0
                   xerr=[[max(0, one - end) for one, end in zip(middle, low)],
                         [max(0, end - one) for one, end in zip(middle, high)]])
         for y, (one, end) in enumerate(zip(middle, high)):
             axis.text(end + 0.01, y + i * height, f"{one:.0%}", va="center", fontsize=7)
         if chance := cells[0][0]["chance"]:
-            axis.axvline(chance, color=COLOURS[1 + i], linestyle=":", label=f"chance, level {level}")
+            axis.axvline(chance, color=COLOURS[1 + i], linestyle=":", label=f"chance, {size}")
     axis.set(yticks=[y + 0.4 - height / 2 for y in range(len(words))], xlim=(0, 1.05),
              yticklabels=words.values(), xlabel=f"accuracy, {rows[0]['decoding']}",
              title="Every model on test problems")
