@@ -383,6 +383,9 @@ def main():
         print(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}",
               file=sys.stderr)
         raise SystemExit(2)
+    if not CUDA and not SMOKE:
+        print("no CUDA GPU here; SMOKE=1 runs every row at toy size", file=sys.stderr)
+        raise SystemExit(2)
     if alone:
         print(json.dumps(measure(names[0])))
         return

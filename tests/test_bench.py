@@ -60,3 +60,11 @@ def test_a_row_that_does_not_exist():
         done = run(*rows)
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.startswith("no such row: nothing; there are checks,")
+
+
+@pytest.mark.skipif(M.torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_ends_at_once():
+    env = {name: value for name, value in os.environ.items() if name != "SMOKE"}
+    done = subprocess.run([sys.executable, BENCH], capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "no CUDA GPU here; SMOKE=1 runs every row at toy size\n"
