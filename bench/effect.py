@@ -87,7 +87,7 @@ def main():
     shares = {name: middle[name] / (middle["forward"] / passes)
               for name, passes in (("difference", 2), ("jvp", 3))}
     print(", ".join(f"{name}: {share:.0%} of its limit" for name, share in shares.items())
-          + f"; {len(sequences) / middle['jvp']:.1f} s for {len(sequences)} examples of"
+          + f"; {len(sequences) / middle['difference']:.1f} s for {len(sequences)} examples of"
           f" {sum(len(one.tokens) for one in sequences)} tokens")
     print(json.dumps({"threads": torch.get_num_threads(), "examples_per_second": middle,
                       "share_of_limit": shares}))
