@@ -42,7 +42,7 @@ class Settings:
     # ---- the machine
     slots: int | None = limits(None, at_least=1)    # sequences sampled together; none: all that fit
     device: str = "auto"            # cpu, cuda; auto: cuda where there is one
-    dtype: str = limits("auto", one_of=("auto", "float32", "bfloat16"))  # auto: bfloat16 on cuda
+    dtype: str = limits("auto", one_of=("auto", "float32", "bfloat16"))  # auto: the faster one
 
 
 if __name__ == "__main__":          # before torch is imported, so that --help answers at once

@@ -15,7 +15,8 @@ class Machine:
     #                                 memory; 0: 16,384 on a GPU, 2,048 on a CPU
     device: str = "auto"            # cpu, cuda, cuda:0 ...; auto: cuda where there is one
     dtype: str = limits("auto", one_of=("auto", "float32", "bfloat16"))     # to compute in (weights
-    #                                 stay fp32); auto: bfloat16 on cuda
+    #                                 stay fp32); auto: bfloat16 on cuda, and
+    #                                 for large models on a CPU that has it
 
 
 @dataclass(kw_only=True)
