@@ -23,7 +23,7 @@ from engine.flags import command, limits, parse
 from pretrain import add_puzzles
 
 
-QUICK = "--trace 0 --steps 15 --test-puzzles 150".split()    # what --quick means; later flags win
+QUICK = "--trace 0 --steps 12 --test-puzzles 120".split()    # what --quick means; later flags win
 
 
 @dataclass(kw_only=True)
