@@ -148,13 +148,16 @@ class Trainer:
         self.run.end_step(row, shown, self.model, self.optimizer)
 
 
-def train(settings, ranks, dtype) -> None:
+def check(settings) -> None:
     if (settings.model is None) == (settings.init is None):
         raise ValueError("give either --model or --init")
     if settings.tokenizer and not settings.init:
         raise ValueError("--tokenizer is for --init: a model directory has its own")
+
+
+def train(settings, ranks, dtype) -> None:
     Trainer(settings, ranks, dtype).train()
 
 
 if __name__ == "__main__":
-    train_command(settings, train)
+    train_command(settings, train, check)

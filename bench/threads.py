@@ -49,7 +49,8 @@ def measure(shape: str, what: str, dtype: str) -> float:
         M.logprobs(model, tokens.reshape(1, -1), lengths=[200] * sequences).sum().backward()
         return tokens.numel()
 
-    count, seconds = work() * 0, 0.0
+    work()                                  # to warm up
+    count, seconds = 0, 0.0
     while seconds < 3:
         begun = time.perf_counter()
         count += work()

@@ -55,6 +55,12 @@ def read_jsonl(path: str, *required: str) -> list[dict]:
     return [row for _, row in numbered_jsonl(path, *required)]
 
 
+def refuse_run_directory(path: str) -> None:
+    """A person may give the directory of a run where that of a model is wanted."""
+    if os.path.exists(f"{path}/model/config.json") and not os.path.exists(f"{path}/config.json"):
+        raise ValueError(f"{path} is a run directory: its model is {path}/model")
+
+
 def sha256(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:

@@ -56,8 +56,9 @@ def check(settings) -> None:
 # ---- flags -----------------------------------------------------------------------------------
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        if underscored := re.search(r"--\w+_\w+", message):
-            message += f": write {underscored[0].replace('_', '-')}"
+        underscored = re.search(r"--\w+_\w+", message)
+        if underscored and (flag := underscored[0].replace("_", "-")) in self._option_string_actions:
+            message += f": write {flag}"
         stop(f"{message} (--help lists the flags)")
 
 

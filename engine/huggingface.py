@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from engine.files import read_json, whole_directory
+from engine.files import read_json, refuse_run_directory, whole_directory
 
 # The files besides the weights. A model keeps their content, and is saved with it.
 CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -19,8 +19,7 @@ CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer
 # ---- configuration and tokenizer -------------------------------------------------------------
 def read_config(path: str, config_class):
     """A Config from a config.json or the one in a directory; ValueError for what is not Qwen2."""
-    if not os.path.exists(f"{path}/config.json") and os.path.exists(f"{path}/model/config.json"):
-        raise ValueError(f"{path} is a run directory: its model is {path}/model")
+    refuse_run_directory(path)
     path = os.path.join(path, "config.json") if os.path.isdir(path) else path
     raw = read_json(path)
     if not isinstance(raw, dict):

@@ -8,7 +8,6 @@ import torch.distributed as dist
 
 from engine.memory import parameters_in
 
-
 ONE_THREAD = 3e6        # parameters: with fewer, one thread computes (results/threads.md)
 BF16_PAYS = 50e6        # parameters: with more, and where the processor has it, bfloat16 is faster
 
@@ -29,8 +28,8 @@ def fit_machine(settings, config) -> tuple[str, torch.dtype]:
     if parameters < ONE_THREAD and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
     if dtype == "auto":
-        has_bf16 = device != "cpu" or torch.cpu._is_avx512_bf16_supported()
-        dtype = "bfloat16" if has_bf16 and (device != "cpu" or parameters > BF16_PAYS) else "float32"
+        pays = parameters > BF16_PAYS and torch.cpu._is_avx512_bf16_supported()
+        dtype = "bfloat16" if device != "cpu" or pays else "float32"
     return device, getattr(torch, dtype)
 
 

@@ -3,15 +3,16 @@ import os
 import sys
 import time
 
+from engine.files import refuse_run_directory
+
 
 def load_tokenizer(path: str):
     """The tokenizer of a model directory; ValueError where there is none."""
     from tokenizers import Tokenizer
+    refuse_run_directory(path)
     file = os.path.join(path, "tokenizer.json")
     if not os.path.exists(file):
         missing = "tokenizer.json" if os.path.isdir(path) else "such directory"
-        if os.path.exists(os.path.join(path, "model", "tokenizer.json")):
-            missing += f" (this is a run directory: its model is {path}/model)"
         raise ValueError(f"{path}: no {missing}")
     try:
         return Tokenizer.from_file(file)

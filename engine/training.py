@@ -141,9 +141,11 @@ def tell(lines: list[str], ranks) -> None:
         print("\n".join(lines), file=sys.stderr)
 
 
-def train_command(settings, train) -> None:
-    """Run train(settings, ranks, dtype) on the device that the settings name."""
+def train_command(settings, train, check=None) -> None:
+    """Run train(settings, ranks, dtype) on the device that the settings name, after check(settings)."""
     def work():
+        if check:
+            check(settings)
         config = Config.load(settings.model or settings.init)
         device, dtype = fit_machine(settings, config)
         if settings.offload and not device.startswith("cuda"):

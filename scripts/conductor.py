@@ -25,7 +25,7 @@ from engine.flags import Stopped, limits
 
 TRAINERS = ("sft.py", "grpo.py", "ppo.py")
 ALWAYS = "(always)"     # what a stage makes that is never skipped
-SMALL = 40e6    # bytes of weights; a model that is smaller uses one thread (engine/processes.py)
+SMALL = 12e6    # bytes of weights: 3 million parameters; fewer use one thread (engine/processes.py)
 
 
 @dataclass(kw_only=True)
@@ -59,7 +59,7 @@ class Plan:
         if base and not os.path.exists(f"{base}/config.json"):
             raise ValueError(f"base = {base}: no such model directory")
         weights = sum(map(os.path.getsize, glob.glob(f"{glob.escape(base)}/*.safetensors")))
-        self.jobs = settings.jobs or (2 if weights < SMALL and os.cpu_count() > 1 else 1)
+        self.jobs = settings.jobs or (2 if weights <= SMALL and (os.cpu_count() or 1) > 1 else 1)
         self.settings, self.stages = settings, []
         self.out, self.base = shlex.quote(settings.out), shlex.quote(base)
 
@@ -130,10 +130,11 @@ class Conductor:
         self.waiting = [stage for stage in stages if not os.path.exists(stage.made)]
         self.running: list[Running] = []
         self.needs = needs(self.waiting)
-        self.chain = {}     # seconds of the longest chain of stages that begins with this one
+        # Seconds of the longest chain of stages that begins with this one.
+        self.chain = {stage: stage.seconds for stage in self.waiting}
         for stage in reversed(self.waiting):
-            self.chain[stage] = stage.seconds + max(
-                (self.chain[later] for later in self.chain if stage in self.needs[later]), default=0)
+            for earlier in self.needs[stage]:
+                self.chain[earlier] = max(self.chain[earlier], earlier.seconds + self.chain[stage])
         self.stated = self.taken = 60.0     # seconds of what has ended: as stated, and as they were
         self.shown = 0                      # lines at the bottom of the screen that change
 
@@ -144,7 +145,7 @@ class Conductor:
                 while stage := self.ready():
                     self.start(stage)
                 self.show()
-                time.sleep(0.05)
+                time.sleep(0.1)
                 for one in [one for one in self.running if one.process.poll() is not None]:
                     self.end(one)
         except KeyboardInterrupt:
@@ -152,6 +153,8 @@ class Conductor:
             for one in self.running:
                 one.process.wait()
             raise Stopped("stopped; the same command goes on from here") from None
+        finally:
+            self.stop()         # None goes on alone, whatever ends this program.
         print(f"{minutes(time.monotonic() - self.begun)} min: {end}")
 
     def ready(self) -> Stage | None:
@@ -169,12 +172,11 @@ class Conductor:
             print(self.name(stage), flush=True)
 
     def end(self, one: Running) -> None:
-        """Show what a stage printed. If it failed, stop the others, and leave with its code."""
+        """Show what a stage printed. If it failed, leave with its code."""
         self.running.remove(one)
         result = f"{minutes(one.seconds())} min" if one.process.returncode == 0 else "failed"
         self.say(f"{self.name(one.stage)}: {result}\n{one.said()}")
         if one.process.returncode:
-            self.stop()
             raise SystemExit(max(1, one.process.returncode))
         self.stated, self.taken = self.stated + one.stage.seconds, self.taken + one.seconds()
         for path in glob.glob(glob.escape(one.stage.drop) + "*") if one.stage.drop else ():

@@ -6,6 +6,7 @@ answers after a few steps of GRPO.
 Everything it runs is a command that it prints. The base is assets/tiny_base, the run is runs/first.
 """
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Settings:
 def call(text: str) -> None:
     """Run a command that a person could type. If it fails it has said why: leave with its code."""
     print(f"\n$ python {text}", flush=True)
-    if code := subprocess.run([sys.executable, *text.split()]).returncode:
+    if code := subprocess.run([sys.executable, *shlex.split(text)]).returncode:
         raise SystemExit(max(1, code))
 
 
@@ -60,25 +61,26 @@ def show_answers(path: str, who: str) -> None:
 
 def main(settings: Settings) -> None:
     os.chdir(ROOT)
-    out, base = settings.out, "assets/tiny_base"
+    folder, base = settings.out, "assets/tiny_base"
+    out, name = shlex.quote(folder), f"grpo-{settings.steps}-{settings.seed}"
     show_styles()
-    if not os.path.exists(f"{out}/test.jsonl"):
+    if not os.path.exists(f"{folder}/train.jsonl"):
         call(f"kk_gen.py --template compact --people 3 --num 100 --seed 1 --out {out}/test.jsonl")
         call(f"kk_gen.py --template compact --people 3 --num 1000 --seed 2 --exclude"
              f" {out}/test.jsonl --out {out}/train.jsonl")
     ask = f"--data {out}/test.jsonl --n 2 --temperature 1 --max-new-tokens 300"
     call(f"sample.py --model {base} {ask} --out {out}/before.jsonl")
-    show_answers(f"{out}/before.jsonl", "The base")
-    run = f"{out}/grpo-{settings.steps}-{settings.seed}"
-    if not os.path.exists(f"{run}/model"):
-        resume = " --resume" if os.path.exists(f"{run}/metrics.jsonl") else ""
-        call(f"grpo.py --model {base} --data {out}/train.jsonl --out {run} --steps {settings.steps}"
-             f" --seed {settings.seed} --prompts 16 --group 8 --temperature 1 --lr 3e-4 --warmup 4"
-             f" --max-prompt-tokens 200 --max-new-tokens 300 --kl-every 0{resume}")
-    call(f"sample.py --model {run}/model {ask} --out {run}/after.jsonl")
-    show_answers(f"{run}/after.jsonl", f"After {settings.steps} steps of GRPO")
-    print("GRPO has taught it nothing new: it made the style that is mostly right the usual one."
-          f"\nEvery answer of every step is in {run}/rollouts, the numbers in {run}/metrics.jsonl.")
+    show_answers(f"{folder}/before.jsonl", "The base")
+    if not os.path.exists(f"{folder}/{name}/model"):
+        resume = " --resume" if os.path.exists(f"{folder}/{name}/metrics.jsonl") else ""
+        call(f"grpo.py --model {base} --data {out}/train.jsonl --out {out}/{name}"
+             f" --steps {settings.steps} --seed {settings.seed} --prompts 16 --group 8"
+             " --temperature 1 --lr 3e-4 --warmup 4 --max-prompt-tokens 200 --max-new-tokens 300"
+             f" --kl-every 0{resume}")
+    call(f"sample.py --model {out}/{name}/model {ask} --out {out}/{name}/after.jsonl")
+    show_answers(f"{folder}/{name}/after.jsonl", f"After {settings.steps} steps of GRPO")
+    print("Compare the shares of the styles. GRPO teaches no new one: it makes the one that is mostly"
+          f"\nright the usual one. Every answer of every step is in {folder}/{name}/rollouts.")
 
 
 if __name__ == "__main__":

@@ -229,12 +229,12 @@ class Lab(Plan):
 
 def main(settings: Settings) -> None:
     tiny, smoke = settings.task == "tiny", settings.smoke
+    kind = settings.task + "-quick" * settings.quick
     for name in ("train", "test", "long", "foreign", "smoke") if tiny else (
             "quick", "steps", "prompts", "examples", "keep", "test_puzzles"):
         if getattr(settings, name) != getattr(Settings(), name):
             raise ValueError(f"{name} is not a setting of {settings.task}")
-    settings.out = settings.out or f"runs/{settings.task}-{settings.seed}{'-smoke' * smoke}".replace(
-        "tiny-", "tiny-quick-" if settings.quick else "tiny-")
+    settings.out = settings.out or f"runs/{kind}-{settings.seed}{'-smoke' * smoke}"
     settings.base = settings.base or ("assets/tiny_base" if tiny else
                                       f"{settings.out}/random/model" if smoke else "(not given)")
     if settings.task == "math" and not (settings.train and settings.test):

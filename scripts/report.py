@@ -28,8 +28,9 @@ WORDS = {       # for a model, in the order of the report
     "sft_wrong": "SFT on wrong answers of {steps}", "sft_guess": "SFT on bare answers",
     "rl_b": "GRPO from re-distilled (last steps)"}
 SMOOTH = 5      # steps in the running mean that says when GRPO has converged
-ABOUT = ("words", "from", "made_with", "examples", "tokens", "answer_tokens", "effect",
-         "effect_error", "effect_per_token", "effect_cosine")   # a model, in this order in models.csv
+EFFECTS = ("effect", "effect_error", "effect_per_token", "effect_cosine")
+ABOUT = ("words", "from", "made_with", "examples", "tokens", "answer_tokens",
+         *EFFECTS)              # a model, in this order in models.csv
 STEP = ("step", "samples", "tokens", "reward", "length", "kl", "cut_off", "entropy", "equal_groups")
 COLOURS = ("#4c566a", "#2a78c2", "#c2572a", "#3a9a5b", "#8a5bb0", "#b09a2a", "#b04a7a", "#2a9ab0",
            "#7a4a2a", "#111111", "#9ac23a", "#e08ab0")
@@ -123,8 +124,8 @@ def write(out: str, lines: list[str], figure, **tables) -> None:
 # ---- what a run left behind ------------------------------------------------------------------
 def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
     """Every model in every way it was measured, every step of GRPO, the levels GRPO trained on."""
-    effects = {row["data"]: dict(zip(ABOUT[6:], (row["effect"], row["standard_error"],
-                                                 row["per_token"], row.get("cosine", ""))))
+    effects = {row["data"]: dict(zip(EFFECTS, (row["effect"], row["standard_error"],
+                                               row["per_token"], row.get("cosine", ""))))
                for row in (read_json(f"{run}/effect/summary.json") or {"data": []})["data"]}
     label, curves, levels = {"run": os.path.basename(os.path.normpath(run))}, [], set()
     models = {"base": dict.fromkeys(ABOUT, "") | {

@@ -156,7 +156,8 @@ def run(folder, *flags, **kwargs):
 def run_here(module, *flags):
     """A trainer's command in this process, so that parts of it can be replaced."""
     from engine.training import train_command
-    train_command(parse(module.Settings, "", argv=[*map(str, flags)]), module.train)
+    train_command(parse(module.Settings, "", argv=[*map(str, flags)]), module.train,
+                  getattr(module, "check", None))
 
 
 def one_line(capsys):

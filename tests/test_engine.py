@@ -73,6 +73,7 @@ def test_help_is_the_comment_behind_the_field_in_groups(capsys):
 @pytest.mark.parametrize("argv, words", [
     (["--data", "x", "--dat", "y"], "unrecognized arguments: --dat"),   # no abbreviations
     (["--data", "x", "--top_p", "1"], "--top_p 1: write --top-p"),
+    (["--data", "x", "--no_such", "1"], "--no_such 1 (--help"),
     ([], "required: --data"), (["--data", "x", "--limit", "two"], "invalid int value: 'two'"),
     (["--data", "x", "--limit", "0"], "limit = 0: at least 1"),
     (["--data", "x", "--top-p", "0"], "top_p = 0.0: above 0"),

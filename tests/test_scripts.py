@@ -324,6 +324,18 @@ def test_a_stage_that_fails_ends_all_and_the_others_may_save(tmp_path):
     assert (toy.out / "a.saved").exists() and not (toy.out / "c.begun").exists()
 
 
+def test_no_stage_goes_on_alone(tmp_path):
+    """Nobody reads what the conductor prints any more (`| head`): it ends, and its stages with it."""
+    toy = Toy(tmp_path, '2, "a", f"TOOL --out {out}/a --wait nowhere"',
+              '1, "b", f"TOOL --out {out}/b --wait {out}/go"')
+    process = toy.begin("--jobs", 2)
+    while not (toy.out / "a.begun").exists():
+        time.sleep(0.01)
+    process.stdout.close()
+    (toy.out / "go").touch()                            # b ends, and that is to be printed
+    assert process.wait() != 0 and (toy.out / "a.saved").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_it_says_so_in_one_line(tmp_path, number):
     """Ctrl-C reaches all processes, `kill` only the first. It leaves when the stages have saved."""

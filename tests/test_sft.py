@@ -285,7 +285,7 @@ def test_a_run_that_did_not_begin_leaves_the_place_free(toy, tmp_path):
 
 @pytest.mark.parametrize("flags, words", [
     (["--model", "base/model", "--init", "config.json"], "either --model or --init"),
-    (["--model", "nowhere"], "nowhere"),
+    ([], "give either --model or --init"), (["--model", "nowhere"], "nowhere"),
     (["--model", "base/model"], "max_length = 5000: the model's context is 128"),
     (["--model", "base/model", "--max-length", "128", "--data", "empty.jsonl"], "no examples"),
     (["--model", "base/model", "--max-length", "128", "--data", "bad.jsonl"], "bad.jsonl:2"),
