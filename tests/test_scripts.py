@@ -480,10 +480,13 @@ def ended(experiments, name):
 
 
 def test_the_lab_stops_and_goes_on(experiments):
-    _, error, code = experiments.stopped
+    before, error, code = experiments.stopped
     assert code == 130 and "the same command goes on" in error
     _, out = ended(experiments, "tiny")
-    assert "[1/" not in out and "[11/" in out       # what was there was not made again
+    made = re.findall(r"^(\[\d+/.*): \d+:\d\d min$", before, re.M)
+    assert len(made) > 3 and "] GRPO from base\n" in before
+    assert not [stage for stage in made if stage in out]    # What was there is not made again.
+    assert "] GRPO from base: " in out                      # What was stopped is.
 
 
 def test_the_lab_reports_what_it_did(experiments):
