@@ -27,7 +27,7 @@ from engine import huggingface
 # ---- configuration ---------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Config:
-    """The fields of config.json that decide what is computed, under Hugging Face's names."""
+    """What config.json decides, under Hugging Face's names and with transformers' defaults."""
     vocab_size: int                     # rows of the embedding; the tokenizer may have fewer ids
     hidden_size: int                    # numbers that stand for a token between two layers
     intermediate_size: int              # width of the MLP
@@ -36,7 +36,7 @@ class Config:
     num_key_value_heads: int            # heads that answer; several query heads share one of them
     max_position_embeddings: int = 32768        # the context: longest prompt and answer together
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e6             # the slowest rotation takes about 2 pi * rope_theta tokens
+    rope_theta: float = 1e4             # the slowest rotation takes about 2 pi * rope_theta tokens
     tie_word_embeddings: bool = False   # the output matrix is the embedding's
     initializer_range: float = 0.02     # standard deviation of fresh weights
     head_dim: int | None = None         # None: hidden_size / num_attention_heads

@@ -39,7 +39,9 @@ def read_config(path: str, config_class):
         if is_refused:
             what = f"{name} = {json.dumps(raw[name])}" if name in raw else f"its {name}"
             raise ValueError(f"{path}: cannot run {what}")
-    raw = {"num_key_value_heads": raw.get("num_attention_heads"), **raw, **rope}
+    raw = {**raw, **rope}
+    if "num_key_value_heads" in raw and raw["num_key_value_heads"] is None:     # as many as heads
+        raw["num_key_value_heads"] = raw.get("num_attention_heads")
     names = [field.name for field in fields(config_class) if field.name in raw]
     try:
         config = config_class(**{name: raw[name] for name in names})
@@ -163,10 +165,15 @@ def _write_weights(weights, folder: str, dtype, shard_bytes: int) -> dict[str, b
 
 
 def _config(model, dtype) -> bytes:
-    """The config.json that came with the model, or a new one. Keys that are unknown here stay."""
+    """The config.json that came with the model, or a new one. Keys that are unknown here stay, and
+    a field that was left out is written: others may read another default into it."""
     config = json.loads(model.files.get("config.json", b"null")) or {
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
-        "eos_token_id": list(model.eos_ids) or None, "use_sliding_window": False,
-        **asdict(model.config)}
+        "eos_token_id": list(model.eos_ids) or None, "use_sliding_window": False}
+    written = asdict(model.config)
+    if written["head_dim"] == model.config.hidden_size // model.config.num_attention_heads:
+        del written["head_dim"]                             # Nobody else writes that one.
+    inside = config.get("rope_parameters") or {}            # where transformers 5 has rope_theta
+    config |= {name: value for name, value in written.items() if name not in {**config, **inside}}
     config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")
     return json.dumps(config, indent=2).encode()

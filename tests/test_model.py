@@ -1,4 +1,5 @@
 """model.py against transformers (recorded, and live where it is installed) and against itself."""
+import dataclasses
 import json
 import os
 import random
@@ -82,6 +83,37 @@ def test_random_models_both_ways(tmp_path, heads, kv_heads, tied, shard, dtype, 
     first, second = (json.loads((tmp_path / name / "config.json").read_text())
                      for name in ("theirs", "ours"))
     assert second == first | {"dtype": "float32"}
+
+
+@pytest.mark.extras
+def test_what_a_config_leaves_out_is_as_in_transformers():
+    """With another default the same file is another model: rope_theta was 1e6 here, 1e4 there."""
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.Qwen2Config().to_dict()
+    theirs |= {"head_dim": None, **theirs["rope_parameters"]}
+    defaults = {field.name: field.default for field in dataclasses.fields(M.Config)
+                if field.default is not dataclasses.MISSING}
+    assert len(defaults) == 6 and defaults == {name: theirs[name] for name in defaults}
+
+
+@pytest.mark.extras
+def test_transformers_reads_the_tiny_base_as_it_is():
+    transformers = pytest.importorskip("transformers")
+    path = os.path.join(ROOT, "assets", "tiny_base")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tokens = torch.randint(0, 320, (2, 200))
+    with torch.inference_mode():
+        assert (M.load(path)(tokens) - theirs(tokens).logits).abs().max() < 1e-3
+
+
+def test_a_saved_config_leaves_nothing_to_defaults(tmp_path):
+    path = copy_golden(tmp_path / "m", rope_parameters=None, rms_norm_eps=None,
+                       initializer_range=None, tie_word_embeddings=True)
+    M.save(M.load(path), path)
+    names = {field.name for field in dataclasses.fields(M.Config)} - {"head_dim"}
+    for folder in (path, os.path.join(ROOT, "assets", "tiny_base")):
+        with open(os.path.join(folder, "config.json")) as file:
+            assert names <= json.load(file).keys()
 
 
 def test_every_qwen25_size_by_its_config_alone():
