@@ -18,6 +18,9 @@ def fit_machine(settings, config) -> tuple[str, torch.dtype]:
     device, dtype = settings.device, settings.dtype
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "mps":
+        raise ValueError("device = mps: not supported, as nothing here was ever checked against the"
+                         " rounding of an Apple GPU; --device cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ValueError(f"device = {device}: cpu, cuda, cuda:0 ... or auto")
     if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():

@@ -24,6 +24,8 @@ from engine.files import whole_file
 from engine.flags import Stopped, limits
 
 TRAINERS = ("sft.py", "grpo.py", "ppo.py")
+INPUTS = ("--model", "--init", "--tokenizer", "--data", "--source", "--exclude", "--test", "--val",
+          "--eval")     # flags whose values are files or directories that a stage reads
 ALWAYS = "(always)"     # what a stage makes that is never skipped
 SMALL = 12e6    # bytes of weights: 3 million parameters; fewer use one thread (engine/processes.py)
 
@@ -46,7 +48,7 @@ class Stage:
     command: tuple[str, ...]
     made: str                   # It is done when this is there.
     out: str                    # what its --out names
-    drop: str                   # Files whose names begin so are not needed after it.
+    drop: str                   # What has a name that begins so is not needed after it.
 
 
 class Plan:
@@ -67,7 +69,9 @@ class Plan:
         """A stage. What it makes is what its --out names; of a trainer, the model in there."""
         words = shlex.split(command)
         out = words[words.index("--out") + 1] if "--out" in words else ""
-        made = shlex.split(made)[0] if made else out + "/model" * (words[1] in TRAINERS)
+        trainer = words[1] in TRAINERS
+        made = shlex.split(made)[0] if made else out + "/model" * trainer
+        drop = drop or shlex.quote(out + "/checkpoint-") * trainer      # The model stays.
         stage = Stage(seconds, what, tuple(words), made, out, "".join(shlex.split(drop)))
         if stage not in self.stages:                        # Two parts may ask for the same stage.
             self.stages.append(stage)
@@ -75,9 +79,9 @@ class Plan:
     def conduct(self, end: str, free=()) -> None:
         """Run what is not there, or print all. OUT is bound to all settings but the `free` ones."""
         settings = self.settings
+        self.check_inputs()
         if settings.dry_run:
-            for number, stage in enumerate(self.stages, 1):
-                print(f"\n# {number}. {stage.what}\n{shlex.join(stage.command)}")
+            print(self.script())
             return
         path, free = f"{settings.out}/settings.txt", {"out", "dry_run", "jobs", *free}
         text = "".join(f"{name}: {value}\n" for name, value in vars(settings).items()
@@ -87,6 +91,22 @@ class Plan:
         with whole_file(path) as file:
             file.write(text)
         Conductor(self.stages, self.jobs).run(end)
+
+    def check_inputs(self) -> None:
+        """ValueError for a file that a stage reads, where there is none and no stage makes it."""
+        made = {os.path.normpath(path) for stage in self.stages for path in (stage.made, stage.out)}
+        for stage in self.stages:
+            flag = ""
+            for word in stage.command[2:]:
+                flag = word if word.startswith("--") else flag
+                if flag in INPUTS and word != flag and not os.path.exists(word) and \
+                        made.isdisjoint(upwards(word)):
+                    raise ValueError(f"{word}: no such file or directory ({stage.what})")
+
+    def script(self) -> str:
+        """The commands, each behind a line that says what it does."""
+        return "".join(f"\n# {number}. {stage.what}\n{shlex.join(stage.command)}\n"
+                       for number, stage in enumerate(self.stages, 1))
 
 
 class Running:
@@ -180,7 +200,7 @@ class Conductor:
             raise SystemExit(max(1, one.process.returncode))
         self.stated, self.taken = self.stated + one.stage.seconds, self.taken + one.seconds()
         for path in glob.glob(glob.escape(one.stage.drop) + "*") if one.stage.drop else ():
-            os.remove(path)
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
     def stop(self) -> None:
         for one in self.running:

@@ -3,7 +3,7 @@
     python scripts/redistill.py tiny                    # runs/tiny-0: five minutes on a laptop
     python scripts/redistill.py tiny --quick            # runs/tiny-quick-0: three minutes
     python scripts/redistill.py tiny --seed 1           # runs/tiny-1
-    python scripts/redistill.py kk --base Qwen2.5-1.5B --dry-run    # commands, memory, time
+    python scripts/redistill.py kk --base Qwen2.5-1.5B --dry-run    # commands, memory, time, disk
     python scripts/redistill.py kk --base Qwen2.5-1.5B              # runs/kk-0, on one GPU
     python scripts/redistill.py math --base Qwen2.5-1.5B --train train.jsonl --test test.jsonl
     python scripts/redistill.py kk --smoke              # every stage at toy size; also math
@@ -43,8 +43,10 @@ class Settings(Experiment):
     # ---- kk and math
     train: list[str] = field(default_factory=list)  # official files of problems to train on
     test: list[str] = field(default_factory=list)   # and to test on
-    long: str = ""              # a file of long chains (prompt, response) for the problems of SFT
+    long: str = ""              # a file of long chains: problems, each with a response; the policy
+    #                             that started from these is then the one that is re-distilled
     foreign: str = ""           # a file of another model's correct answers to the problems of B
+    instruct: str = ""          # directory of the instruct model: measured, and GRPO from it, too
     smoke: bool = False         # every stage at toy size, on a small random model
 
 
@@ -83,9 +85,9 @@ class Lab(Plan):
 
     def reinforce(self, name: str, flags: str) -> None:
         """GRPO from the base or from a fine-tuned model."""
-        model, raw = f"{self.out}/sft_{name}/model", ""
-        if name == "base":
-            model, raw = self.base, self.raw
+        model = {"base": self.base, "instruct": quote(self.settings.instruct)}.get(
+            name, f"{self.out}/sft_{name}/model")
+        raw = self.raw if name == "base" else ""
         self.add(90, f"GRPO from {name}", f"""
             python grpo.py --model {model} --data {self.data}/{raw}rl.jsonl
                 --out {self.out}/rl_{name} --seed {self.settings.seed} {flags}""")
@@ -110,7 +112,8 @@ class Lab(Plan):
             self.reinforce(name, self.grpo)
         # Re-distillation A: the policy's greedy answers to the problems of SFT, where correct.
         self.add(6, "the policy answers the problems of SFT", f"""
-            python sample.py --model {out}/rl_{self.policy}/model --data {data}/{self.asked}.jsonl
+            python sample.py --model {out}/rl_{self.policy}/model
+                --data {self.given.get(self.asked) or f"{data}/{self.asked}.jsonl"}
                 --out {data}/answers.jsonl {self.greedy}""")
         self.add(2, "re-distillation A: the correct ones", f"""
             python scripts/keep_correct.py --data {data}/answers.jsonl --out {data}/a.jsonl
@@ -136,7 +139,11 @@ class Lab(Plan):
                 python effect.py --model {self.base} --test {data}/{self.raw}test.jsonl
                     --data {" ".join(self.tuned)} --out {out}/effect --seed {self.settings.seed}
                     {self.effect}""", made=f"{out}/effect/summary.json")
-        self.reinforce("b", self.regrpo)
+        for name, flags in self.again.items():      # GRPO from where re-distillation ended
+            self.reinforce(name, flags)
+        if self.settings.instruct:
+            self.evaluate("instruct", quote(self.settings.instruct), "test")
+            self.reinforce("instruct", self.grpo)
         self.add(5, "the report", f"""
             python scripts/report.py --runs {out} --out {out} --policy rl_{self.policy}""",
                  made=ALWAYS)           # of what is there; with figures, once there is matplotlib
@@ -149,7 +156,8 @@ class Lab(Plan):
         self.grpo = (f"--steps {self.steps} --prompts {settings.prompts} --group 8 --temperature 1"
                      " --lr 3e-4 --warmup 4 --norm token --max-prompt-tokens 200"
                      " --max-new-tokens 300 --kl-every 5")
-        self.regrpo = f"{self.grpo} --steps {(self.steps + 1) // 2} --lr 1.5e-4"    # as the paper
+        # Half the rate, as in the paper, and half the steps.
+        self.again = {"b": f"{self.grpo} --steps {(self.steps + 1) // 2} --lr 1.5e-4"}
         self.sampled = "--temperature 1 --max-new-tokens 400"
         self.greedy = "--temperature 0 --max-new-tokens 400"
         self.effect = "--limit 200 --max-new-tokens 300 --max-length 512 --no-halves --cosines 8"
@@ -164,7 +172,9 @@ class Lab(Plan):
     def official(self) -> None:
         """kk and math: the paper's settings, most of them the trainers' defaults, or toy ones."""
         settings, out, data = self.settings, self.out, self.data
-        self.asked, self.policy, self.raw, self.sft = "short", "short", "base_", ""
+        # The policy that started from the long chains, where there are some, answers their problems.
+        self.asked = self.policy = "long" if settings.long else "short"
+        self.raw, self.sft = "base_", "--keep 1"
         self.own = {"short": f"--val {data}/val.jsonl", "long": "--batch 64"}
         self.greedy = "--temperature 0 --max-new-tokens 4096"
         self.effect = "--limit 200 --group 8 --temperature 0.7"
@@ -176,8 +186,9 @@ class Lab(Plan):
         if settings.smoke:          # The random model is never right: it learns from what is wrong.
             self.steps, self.keep_flags, self.effect, self.trace = 2, "--wrong", "", []
             self.greedy = "--temperature 0 --max-new-tokens 16"
-            self.grpo = self.regrpo = ("--steps 2 --prompts 2 --group 2 --max-prompt-tokens 700"
-                                       " --max-new-tokens 16")
+            self.grpo = ("--steps 2 --prompts 2 --group 2 --max-prompt-tokens 700"
+                         " --max-new-tokens 16 --keep 1")
+            self.again = dict.fromkeys(self.again, self.grpo)
             self.add(5, "a small model with nearly random weights", f"""
                 python sft.py --init assets/smoke.json --data {data}/short.jsonl --out {out}/random
                     --epochs 0.1""")
@@ -191,7 +202,8 @@ class Lab(Plan):
     def kk(self) -> None:
         settings, data = self.settings, self.data
         self.sets, self.steps, self.keep, self.own["a"] = ("short", "long"), 125, 1000, "--batch 64"
-        self.grpo, self.regrpo = "--steps 125", "--steps 125 --lr 2.5e-6"
+        self.grpo = "--steps 125 --keep 1"
+        self.again = {"a": self.grpo, "b": f"{self.grpo} --lr 2.5e-6"}
         rl, test, two, three = (4, 2, 9, 18) if settings.smoke else (2000, 100, 180, 720)
         draws = [(settings.train, "rl", f"--people 3-7 --num {rl} --seed 0"),
                  (settings.test, "test", f"--people 4-8 --num {test} --seed 1 --exclude"
@@ -219,8 +231,8 @@ class Lab(Plan):
     def math(self) -> None:
         settings = self.settings
         self.sets, self.steps, self.keep = ("short", "long")[:1 + bool(settings.long)], 50, 500
-        self.grpo = "--steps 50 --lr 2.5e-6 --warmup 4"
-        self.regrpo = "--steps 50 --lr 2.5e-6 --warmup 8"
+        self.grpo = "--steps 50 --lr 2.5e-6 --warmup 4 --keep 1"
+        self.again = {"a": self.grpo, "b": f"{self.grpo} --warmup 8"}
         sizes = ("short=12", "val=2") if settings.smoke else ("short=900", "val=100")
         self.split("problems for SFT, to validate, for GRPO", settings.train, *sizes, "rl=0",
                    flags="")
@@ -230,7 +242,7 @@ class Lab(Plan):
 def main(settings: Settings) -> None:
     tiny, smoke = settings.task == "tiny", settings.smoke
     kind = settings.task + "-quick" * settings.quick
-    for name in ("train", "test", "long", "foreign", "smoke") if tiny else (
+    for name in ("train", "test", "long", "foreign", "instruct", "smoke") if tiny else (
             "quick", "steps", "prompts", "examples", "keep", "test_puzzles"):
         if getattr(settings, name) != getattr(Settings(), name):
             raise ValueError(f"{name} is not a setting of {settings.task}")
@@ -244,10 +256,10 @@ def main(settings: Settings) -> None:
     lab.experiment()
     lab.conduct(f"{settings.out}/report.md")
     if settings.dry_run and not tiny and not smoke:
-        prompt, answer = {"kk": (300, 700), "math": (200, 600)}[settings.task]
-        flags = f"--data - --out - {lab.grpo} --prompt-tokens {prompt} --answer-tokens {answer}"
-        subprocess.run([sys.executable, "scripts/estimate.py", "--model", settings.base,
-                        *flags.split()])
+        words = {"kk": "--prompt-tokens 300 --answer-tokens 700",
+                 "math": "--prompt-tokens 200 --answer-tokens 600 --examples 500"}[settings.task]
+        subprocess.run([sys.executable, "scripts/estimate.py", "--base", settings.base,
+                        *words.split()], input=lab.script(), text=True)
 
 
 if __name__ == "__main__":

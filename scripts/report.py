@@ -26,7 +26,8 @@ WORDS = {       # for a model, in the order of the report
     "sft_b": "re-distilled (answers of the last steps)",
     "sft_foreign": "SFT on the same puzzles, other answers", "sft_at": "SFT on answers of {steps}",
     "sft_wrong": "SFT on wrong answers of {steps}", "sft_guess": "SFT on bare answers",
-    "rl_b": "GRPO from re-distilled (last steps)"}
+    "rl_a": "GRPO from re-distilled (greedy answers)", "rl_b": "GRPO from re-distilled (last steps)",
+    "instruct": "the instruct model", "rl_instruct": "GRPO from the instruct model"}
 SMOOTH = 5      # steps in the running mean that says when GRPO has converged
 EFFECTS = ("effect", "effect_error", "effect_per_token", "effect_cosine")
 ABOUT = ("words", "from", "made_with", "examples", "tokens", "answer_tokens",
@@ -128,16 +129,18 @@ def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
                                                row["per_token"], row.get("cosine", ""))))
                for row in (read_json(f"{run}/effect/summary.json") or {"data": []})["data"]}
     label, curves, levels = {"run": os.path.basename(os.path.normpath(run))}, [], set()
-    models = {"base": dict.fromkeys(ABOUT, "") | {
-        "words": WORDS["base"], "examples": 0, "tokens": 0}}
+    models = {name: dict.fromkeys(ABOUT, "") | {"words": WORDS[name], "examples": 0, "tokens": 0}
+              for name in ("base", "instruct")}
     folders = [os.path.dirname(path) for kind in ("sft", "rl")
                for path in glob.glob(f"{glob.escape(run)}/{kind}_*/model/config.json")]
     for folder in sorted(map(os.path.dirname, folders), key=place):
         name, settings = os.path.basename(folder), read_json(folder + "/settings.json")["settings"]
         steps = [row for row in read_jsonl(folder + "/metrics.jsonl") if row["step"]]
-        start, examples = os.path.basename(os.path.dirname(os.path.normpath(settings["model"]))), []
+        kind, _, start = name.partition("_")
+        start = "base" if kind == "sft" else start if start in models else f"sft_{start}"
         models[name] = model = dict.fromkeys(ABOUT, "") | {
-            "from": start if start in models else "base", "tokens": steps[-1]["tokens"]}
+            "from": start, "tokens": steps[-1]["tokens"]}
+        examples = []
         if "epochs" in settings:
             examples = [row for path in settings["data"] for row in read_jsonl(path)]
             model |= {"made_with": "SFT", "examples": len(examples)}

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from helpers import ROOT, read, write
+from helpers import QWEN_1_5B, ROOT, read, write
 
 import kk_gen
 from engine.tokenizer import load_tokenizer
@@ -227,7 +227,7 @@ while "--wait" in flags and not os.path.exists(flags["--wait"]):
     if time.time() > end:
         raise SystemExit(3)
     time.sleep(0.01)
-if not os.path.exists(flags.get("--data", "/")):
+if "--fail" in flags or not os.path.exists(flags.get("--data", "/")):
     raise SystemExit(4)
 os.makedirs(flags["--out"] + "/part")
 """
@@ -318,7 +318,7 @@ def test_who_needs_whom():
 
 def test_a_stage_that_fails_ends_all_and_the_others_may_save(tmp_path):
     toy = Toy(tmp_path, '2, "a", f"TOOL --out {out}/a --wait nowhere"',
-              '2, "b", f"TOOL --out {out}/b --wait {out}/a.begun --data nowhere"',
+              '2, "b", f"TOOL --out {out}/b --wait {out}/a.begun --fail now"',
               '1, "c", f"TOOL --out {out}/c"')
     toy.run("--jobs", 2, code=4)
     assert (toy.out / "a.saved").exists() and not (toy.out / "c.begun").exists()
@@ -399,7 +399,8 @@ SMALL = {
     "tiny": "redistill.py tiny --steps 2 --prompts 8 --examples 24 --test-puzzles 8 --trace 0",
     "selection": "selection.py {}/tiny --when last --by effect --problems 8",
     "kk": "redistill.py kk --smoke --jobs 2",
-    "math": "redistill.py math --smoke --train {0}/sums.jsonl --test {0}/sums.jsonl",
+    "math": "redistill.py math --smoke --train {0}/sums.jsonl --test {0}/sums.jsonl"
+            " --long {0}/long.jsonl --instruct {0}/kk/random/model",
     "mixture": "pretrain.py mixture --lessons 20000 --tokens 10000 --widths 32 48 --shares guess=50"
                " worked=40 table=10 search=0 --data {}/puzzles",
     "echo": "echo_chamber.py --base assets/tiny_base --steps 2 --prompts 4 --at 1 --problems 4"
@@ -423,6 +424,9 @@ class Experiments:
         write(runs / "sums.jsonl", [{"problem": f"What is {i} + {i}?", "level": "Level 1",
                                      "solution": f"Twice {i} is $\\boxed{{{2 * i}}}$."}
                                     for i in range(20)])
+        write(runs / "long.jsonl", [
+            {"id": f"long-{i}", "task": "math", "prompt": f"What is {i} + {i}?\n", "level": 1,
+             "gold": str(2 * i), "response": f"So: \\boxed{{{2 * i}}}."} for i in range(12)])
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
 
@@ -595,8 +599,17 @@ def test_the_papers_experiments_run_at_toy_size(experiments, name):
         chat, base = (read(folder / "data" / f"{prefix}{part}.jsonl") for prefix in ("", "base_"))
         assert [row["gold"] for row in chat] == [row["gold"] for row in base]
         assert all(row["prompt"].startswith("Question:") for row in base)
+    assert not list(folder.glob("*/checkpoint-*"))                     # They take most of the disk.
     if name == "kk":
         assert settings_of(folder / "sft_a")["batch"] == 64
+    else:       # There are long chains: who started from them is the teacher, and gets their problems.
+        answers = read(folder / "data" / "answers.jsonl")
+        assert [row["id"] for row in answers] == [f"long-{i}" for i in range(12)]
+        assert {row["step"] for row in read(folder / "data" / "b.jsonl")} == {1, 2}
+        assert "/rl_long/" in settings_of(folder / "rl_long")["out"] + "/"
+        for model in ("the instruct model", "GRPO from the instruct model",
+                      "GRPO from re-distilled (greedy answers)"):
+            assert f"| {model} |" in (folder / "report.md").read_text()
 
 
 def test_mixtures_are_pretrained_at_every_width(experiments):
@@ -708,7 +721,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, flags, w
 def test_experiments_say_what_they_would_do(tmp_path):
     out = tmp_path / "out"
     kk = script("redistill.py", "kk", "--base", "tests/golden", "--dry-run", "--out", out)
-    assert "python grpo.py --model" in kk and "memory to train" in kk and "h for 125 steps" in kk
+    assert "python grpo.py --model" in kk and "memory to train" in kk and "h and" in kk
     quick = script("echo_chamber.py", "--quick", "--seeds", 5, "--dry-run", "--out", out)
     assert f"{out}/base-0/ppo-kl1e-2-5" in quick and "--steps 16 " in quick and "--n 16 " in quick
     assert "pretrain" not in quick                          # --quick names a base
@@ -717,6 +730,34 @@ def test_experiments_say_what_they_would_do(tmp_path):
     base = script("pretrain.py", "base", "--dry-run", "--out", out)
     assert f"--model {out}/careful/model" in base and "--num 84000" in base
     assert not out.exists()
+
+
+def test_an_input_that_nobody_makes_is_missed_before_any_work(tmp_path):
+    toy = Toy(tmp_path, '1, "a", f"TOOL --out {out}/a"',
+              '1, "b", f"TOOL --model {out}/a/model --data {out}/a {out}/c.jsonl --out {out}/b"')
+    for flags in ((), ("--dry-run",)):
+        assert toy.run(*flags, code=2) == (
+            f"toy.py: {toy.out}/c.jsonl: no such file or directory (b)\n")
+    assert not toy.out.exists()
+
+
+def test_costs_by_hand():
+    """A card of 1 byte and 10 operations a second, and a model of P parameters, nothing cached."""
+    import estimate
+    import grpo
+    import sft
+    settings = estimate.Settings(base="", bandwidth=1e-12, rate=1e-11, share=1, mfu=0.5,
+                                 prompt_tokens=10, answer_tokens=20, examples=3)
+    card = estimate.Card(settings, QWEN_1_5B)
+    P, per_token = 1543714304, 28 * 1024
+    assert card.weights == P
+    run = grpo.Settings(model="", data=[], out="", prompts=2, group=2, steps=5, max_new_tokens=50)
+    sampling = 50 * 2 * P + 4 * 20 * (10 + 20 / 2) * per_token      # to the longest answer
+    training = 8 * P * 4 * (10 + 20) / (10 * 0.5)
+    assert estimate.cost(card, "grpo", run) == pytest.approx(
+        (5 * (sampling + training), 4 * P + 5 * 4 * 20 * estimate.ROLLOUT_BYTES), rel=1e-4)
+    tune = sft.Settings(model="", data=["a", "b"], out="", epochs=2)
+    assert estimate.cost(card, "sft", tune) == pytest.approx((2 * 8 * P * 6 * 30 / 5, 4 * P))
 
 
 # ---- numbers of the reports ------------------------------------------------------------------
