@@ -60,7 +60,7 @@ class Settings(Machine):
     # ---- the run
     out: str = ""                   # directory for summary.json and NAME.effects.jsonl
     template: str = limits("chat", one_of=TEMPLATES)    # prompts of official problem files
-    seed: int = 0                   # of the answers, and of which examples --cosines takes
+    seed: int = limits(0, at_least=0)  # of the answers, and of which examples --cosines takes
 
 
 if __name__ == "__main__":      # before torch is imported: --help and a wrong flag answer at once
@@ -83,7 +83,7 @@ from engine.files import check_output, write_json, write_jsonl
 from engine.problems import read_problems
 from engine.processes import fit_machine
 from engine.tables import answers_needed, histogram, standard_error
-from engine.tokenizer import load_tokenizer, response_text, stop_ids
+from engine.tokenizer import encode_prompts, load_tokenizer, response_text, stop_ids
 from model import Config, load
 from sample import generate, release
 from verify import aligned, reward
@@ -101,8 +101,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 def sample_answers(model, tokenizer, problems: list[dict], settings):
     """K answers to each problem: their sequences [problem][K], and their rewards [problems, K]."""
-    prompts = [tokenizer.encode(problem["prompt"], add_special_tokens=False).ids
-               for problem in problems]
+    prompts = encode_prompts(tokenizer, [problem["prompt"] for problem in problems])
     groups = generate(model, prompts, n=settings.group, max_new_tokens=settings.max_new_tokens,
                       seed=settings.seed, temperature=settings.temperature,
                       stop=stop_ids(model, tokenizer), progress=True)
@@ -308,7 +307,7 @@ def main(settings) -> None:
     problems = read_problems(settings.test, settings.template)[:settings.limit or None]
     datasets = read_datasets(settings, tokenizer, config, {str(one["id"]) for one in problems})
     for path in filter(None, (settings.select, settings.out and settings.out + "/summary.json")):
-        check_output(path)
+        check_output(path, [settings.test, *settings.data])
     model = load(settings.model, device)
     model.compute_dtype = None if dtype == torch.float32 else dtype
     model.checkpointing = device != "cpu"       # The backward passes of G need it for memory.
@@ -317,17 +316,18 @@ def main(settings) -> None:
     print(f"G from {about_G['answers']:,} answers to {about_G['problems']} problems"
           f" ({about_G['used']} of them neither all right nor all wrong), reward"
           f" {about_G['reward']:.3f}; its halves have cosine {about_G['split_half_cosine']:.3f}:"
-          f" for a cosine of 0.9 with the truth it takes about {more:.2g} times the answers")
+          f" for a cosine of 0.9 with the truth it takes about {more:.2g} times the answers",
+          file=sys.stderr)
     G = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
     rows, examples = zip(*[measure(model, dataset, G, halves, settings) for dataset in datasets])
+    written = write(datasets, rows, examples, about_G, settings)
     print(table(rows))
     print(histogram([(dataset.name, [one["effect"] for one in some])
-                     for dataset, some in zip(datasets, examples)]))
-    write(datasets, rows, examples, about_G, settings)
+                     for dataset, some in zip(datasets, examples)]) + written)
 
 
-def write(datasets, rows, examples, about_G: dict, settings) -> None:
-    """The files of --out and --select."""
+def write(datasets, rows, examples, about_G: dict, settings) -> str:
+    """The files of --out and --select. Returns what to say about them."""
     if settings.out:
         for dataset, some in zip(datasets, examples):
             write_jsonl(os.path.join(settings.out, dataset.name + ".effects.jsonl"), some)
@@ -339,8 +339,9 @@ def write(datasets, rows, examples, about_G: dict, settings) -> None:
                 for row, one in zip(dataset.rows, some)]
         chosen = best(pool, settings)
         write_jsonl(settings.select, chosen)
-        print(f"{settings.select}: {len(chosen):,} of {len(pool):,} examples, mean effect"
-              f" {numpy.mean([row['effect'] for row in chosen]):+.4g}")
+        return (f"\n{settings.select}: {len(chosen):,} of {len(pool):,} examples, mean effect"
+                f" {numpy.mean([row['effect'] for row in chosen]):+.4g}")
+    return ""
 
 
 if __name__ == "__main__":

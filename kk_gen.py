@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from engine.files import check_output, numbered_jsonl, write_jsonl
+from engine.files import check_output, data_files, numbered_rows, write_jsonl
 from engine.flags import command, limits, parse
 from engine.prompts import kk_suffix, prompt_text
 
@@ -71,9 +71,19 @@ def knight_rows(people: int) -> list[int]:
             for person in range(people)]
 
 
+def parts_of(statement) -> tuple:
+    """What an operator joins. A wrong number is an error: no part is left out in silence."""
+    op, *parts = statement
+    needed = {"telling-truth": 1, "lying": 1, "not": 1, "->": 2, "<=>": 2}.get(op)
+    right = len(parts) >= 2 if op in ("and", "or") else len(parts) == needed
+    if not right:
+        raise ValueError(f"not a statement, or not with this number of parts: {statement!r:.100}")
+    return tuple(parts)
+
+
 def true_rows(statement, people: int) -> int:
     """The rows in which a statement is true."""
-    op, *parts = statement
+    op, parts = statement[0], parts_of(statement)
     every_row = (1 << (1 << people)) - 1
     if op in LEAVES:
         knights = knight_rows(people)[parts[0]]
@@ -85,9 +95,7 @@ def true_rows(statement, people: int) -> int:
         return functools.reduce(int.__and__ if op == "and" else int.__or__, rows)
     if op == "->":
         return (every_row ^ rows[0]) | rows[1]
-    if op == "<=>":
-        return every_row ^ rows[0] ^ rows[1]
-    raise ValueError(f"unknown statement {statement!r}")
+    return every_row ^ rows[0] ^ rows[1]                        # <=>
 
 
 def fitting_rows(statement, speaker: int, people: int) -> int:
@@ -134,7 +142,7 @@ def sample_puzzle(rng, people: int):
 
 # ---- the same puzzle under other names and orders --------------------------------------------
 def leaves_of(statement):
-    return (statement,) if statement[0] in LEAVES else statement[1:]
+    return (statement,) if statement[0] in LEAVES else parts_of(statement)
 
 
 def canonical_form(statements, commute=False):
@@ -309,12 +317,12 @@ def answer_text(roles, names, words) -> str:
 
 def claim_text(statement, names, words, compact=False, roles=None) -> str:
     """A claim in words; with `roles`, its parts as true or false where people have those."""
-    op, first, *others = statement
-    if others:
-        texts = [claim_text(part, names, words, compact, roles) for part in (first, *others)]
+    op, parts = statement[0], parts_of(statement)
+    if len(parts) > 1:
+        texts = [claim_text(part, names, words, compact, roles) for part in parts]
         word = op if op != "<=>" else "iff" if compact else "if and only if"
         return f"if {texts[0]} then {texts[1]}" if op == "->" else f" {word} ".join(texts)
-    leaf, person = first if op == "not" else statement
+    leaf, person = parts[0] if op == "not" else statement
     if roles:
         says_knight = (leaf == "telling-truth") != (op == "not")
         true = roles[person] == says_knight
@@ -409,7 +417,9 @@ ROW = (r"(?:(?:\S+=[TF] )*\S+=[TF]|If (?:(?!: ).)+): {0} (?:ok|no|fits|does not)
        r"(?:, {0} (?:ok|no|fits|does not)\.?)*")
 LINES = {"search": re.compile(          # (?=.*\.$): without a full stop at the end, give up at once
     r"\S+=[TF] (ok|no: \S+=[TF])|.+ out, back to \S+|(?=.*\.$)(Assume .+; that is possible\.|"
-    r".+? cannot be .+?, because .+\.|No role is left for .+?, so reconsider .+\.)"),
+    # (?=(?P<who>...))(?P=who): only the first "cannot be" counts, or it would take quadratic time
+    r"(?=(?P<who>.+? cannot be ))(?P=who).+, because .+\.|"
+    r"No role is left for .+?, so reconsider .+\.)"),
          "table": re.compile(ROW.format(r"\S+")),
          "worked": re.compile(ROW.format(r"(?:(?!, ).)+"))}
 
@@ -455,21 +465,29 @@ def different_texts(names, count: int) -> bool:
 
 
 def read_puzzles(path: str) -> list[tuple]:
-    """(line, statements) for each line of a K&K file, official or ours."""
+    """(row, statements) for each row of a K&K file or a folder of such files, public or ours."""
     puzzles = []
-    for number, line in numbered_jsonl(path, "statements", "names"):
-        words = line.setdefault("knight_knave", KNIGHT_KNAVE)
-        try:
-            roles = [words.get("knight"), words.get("knave")] if isinstance(words, dict) else []
-            statements = read_statements(line["statements"])
-            if not different_texts(line["names"], len(statements)):
-                raise ValueError(f"`names` does not name the {len(statements)} people")
-            if not different_texts(roles, 2):
-                raise ValueError("`knight_knave` does not name the two roles")
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: {error}") from None
-        puzzles.append((line, statements))
+    for file in data_files([path]):
+        for number, row in numbered_rows(file, "statements", "names"):
+            try:
+                puzzles.append((row, statements_of(row)))
+            except ValueError as error:
+                raise ValueError(f"{file}:{number}: {error}") from None
     return puzzles
+
+
+def statements_of(row: dict):
+    """The statements of a row, once its names and role words are found to be right."""
+    if row.get("knight_knave") is None:
+        row["knight_knave"] = KNIGHT_KNAVE
+    words = row["knight_knave"]
+    roles = [words.get("knight"), words.get("knave")] if isinstance(words, dict) else []
+    statements = read_statements(row["statements"])
+    if not different_texts(row["names"], len(statements)):
+        raise ValueError(f"`names` does not name the {len(statements)} people")
+    if not different_texts(roles, 2):
+        raise ValueError("`knight_knave` does not name the two roles")
+    return statements
 
 
 def puzzle_line(settings, rng, puzzle_id, index, statements, source) -> dict:
@@ -493,7 +511,7 @@ def puzzle_line(settings, rng, puzzle_id, index, statements, source) -> dict:
         line["response"] = "\n" * (not compact) + "\n".join(filter(None, (head, *steps, foot, box)))
     parts = gold.split(", ")
     return {**line, "quiz": quiz, "names": names, "knight_knave": words, "solution": solution,
-            "solution_text": f"{listed(parts)}.",
+            "solution_text": f"{', '.join(parts[:-1])}, and {parts[-1]}.",
             "solution_text_format": "\n".join(f"({i}) {text}" for i, text in enumerate(parts, 1)),
             "cot_head": head, "cot_repeat_steps": steps, "cot_foot": foot,
             "statements": repr(statements), "index": index}
@@ -523,10 +541,10 @@ def new_puzzles(settings, people: int, source: list[tuple], excluded: set):
     ours, rng = set(), random.Random(f"puzzles of {people}, seed {settings.seed}")
     if settings.source:
         source = [puzzle for puzzle in source if len(puzzle[1]) == people][:settings.num]
+        name = os.path.basename(os.path.normpath(settings.source))
         for index, (line, statements) in enumerate(source):
             if take(statements, ours, excluded):
-                puzzle_id = f"kk{people}-{os.path.basename(settings.source)}-{index}"
-                yield line.get("id", puzzle_id), index, statements, line
+                yield line.get("id", f"kk{people}-{name}-{index}"), index, statements, line
         return
     for index in range(settings.num):
         draws = (sample_puzzle(rng, people) for _ in range(GIVE_UP_AFTER))

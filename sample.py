@@ -18,7 +18,7 @@ On CUDA engine/graphs.py records the same step once and replays it, and the Trit
 engine/kernels.py compute the layers.
 """
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from engine.flags import Stopped, check, command, limits, parse
 from engine.prompts import TEMPLATES, prompt_text
@@ -35,7 +35,7 @@ class Settings:
     temperature: float = limits(0.7, at_least=0)    # 0 is greedy (paper: 0.7 for RL, 0 to evaluate)
     top_p: float = limits(1.0, above=0, at_most=1)  # draw from the smallest set with this mass
     top_k: int = limits(0, at_least=0)              # draw from the k most probable; 0: from all
-    seed: int = 0                   # same seed, same machine: same samples
+    seed: int = limits(0, at_least=0)  # same seed, same machine: same samples
     chat: bool = False              # wrap --prompt in the chat template
     template: str = limits("chat", one_of=TEMPLATES)    # prompts of official files
     limit: int | None = limits(None, at_least=1)    # use only the first problems of --data
@@ -59,7 +59,7 @@ from engine.noise import draw, noise_keys, truncate, uniform
 from engine.problems import read_problems
 from engine.processes import fit_machine
 from engine.rollouts import RolloutFile, with_bar
-from engine.tokenizer import Printer, load_tokenizer, response_text, stop_ids
+from engine.tokenizer import Printer, encode_prompts, load_tokenizer, response_text, stop_ids
 from model import Config, causal_attention, head_logits, load, rotary, rotate, used_rows
 from verify import reward
 
@@ -330,6 +330,8 @@ class Schedule:
         slots, running = self.slots, self.running
         ended = [slot for slot, done in enumerate(slots.done[:len(running)].tolist()) if done]
         for slot, sample in zip(ended, slots.collect(ended) if ended else ()):
+            if not math.isfinite(sum(sample.logprobs)):
+                raise FloatingPointError("the model's log-probs are not finite: it is broken")
             yield running[slot].prompt, running[slot].sample, sample
         # close_gaps also takes what has ended out of `running`.
         if moves := close_gaps(running, ended, slots.size if slots.graphs else BLOCK):
@@ -398,7 +400,7 @@ def generate(model, prompts: list[list[int]], *, n=1, max_new_tokens, temperatur
 # ---- the command -----------------------------------------------------------------------------
 def print_as_drawn(model, tokenizer, settings, sampling: dict):
     text = prompt_text(settings.prompt, "chat") if settings.chat else settings.prompt
-    prompt = tokenizer.encode(text, add_special_tokens=False).ids
+    [prompt] = encode_prompts(tokenizer, [text])
     for j in range(settings.n):                 # one after the other, so that one can read them
         printer = Printer(tokenizer)
         [(_, _, sample)] = as_they_end(model, [prompt], watch=printer.show,
@@ -409,7 +411,7 @@ def print_as_drawn(model, tokenizer, settings, sampling: dict):
 def write_rollouts(model, tokenizer, sampling: dict, rollouts: RolloutFile):
     """Sample what the file lacks. Each answer is judged and written as soon as it ends."""
     indices, problems = rollouts.missing()
-    prompts = [tokenizer.encode(one["prompt"], add_special_tokens=False).ids for one in problems]
+    prompts = encode_prompts(tokenizer, [one["prompt"] for one in problems])
     ends = as_they_end(model, prompts, indices=indices, **sampling)
     with rollouts:
         for i, j, sample in with_bar(ends, len(prompts) * sampling["n"], True):
@@ -429,9 +431,7 @@ def main(settings):
     device, dtype = fit_machine(settings, Config.load(settings.model))
     if settings.data:
         problems = read_problems(settings.data, settings.template)[:settings.limit]
-        made_with = {name: value for name, value in asdict(settings).items()
-                     if name not in ("out", "slots")}
-        rollouts = RolloutFile(settings.out, made_with, problems, settings.n)
+        rollouts = RolloutFile(settings, problems)
         if rollouts.complete:
             return
     model = load(settings.model, device, dtype).eval()

@@ -3,28 +3,29 @@
     python verify.py rollouts.jsonl [--out table.json]
 
 prints, for each task and level: accuracy with its 95 % interval, the share of responses that were
-cut off, their mean length in tokens and, where problems have several samples, pass@k and
-majority@k. Rewards are computed anew by the rules below. If the file holds others, that is said.
+cut off, their mean length in tokens and, of several samples to a problem, pass@k and majority@k.
+Rewards are computed anew by the rules below. If the file holds others, that is said.
 
 The rule is that of the paper (arXiv 2505.17988, its code): a response gets 1.0 if it ended by
-itself and its *last* `\\boxed{}` is right, else 0.0. The format alone gets nothing. What counts as
-right differs. In the paper, a K&K answer must match the gold one piece by piece, and MATH goes to
-sympy. Here other ways to write the same answer also count, by `roles` below and by `math_equal`:
+itself and its *last* `\\boxed{}` is right, else 0.0. The format alone gets nothing. In the paper, a
+K&K answer must match the gold one piece by piece, and MATH goes to sympy. Here other ways to write
+the same answer also count, by `roles` below and by `math_equal`:
 
     text -> LaTeX tokens -> a tree -> numbers -> equal?      (answers/: latex, tree, numbers, equal)
 
-Every text gets a reward: none raises an error, hangs or is executed. What cannot be read, or is too
-long, deep or large, equals nothing but itself. If the rules cannot decide, the answer is wrong,
-because the policy would learn to write any wrong answer that is rewarded.
+No text raises an error, hangs or is executed. What cannot be read, or is too long, deep or large,
+equals only itself. If the rules cannot decide, the answer is wrong, because the policy would learn
+to write any wrong answer that is rewarded.
 """
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
 from tqdm import tqdm
 
-from answers.equal import math_equal
+from answers.equal import math_equal, quick_equal
 from engine.files import check_output, numbered_jsonl, write_jsonl
 from engine.flags import command, parse
 from kk_gen import style_of
@@ -40,14 +41,13 @@ class Settings:
 def last_boxed(text: str) -> str | None:
     """The content of the last closed `\\boxed{}` or `\\fbox{}`; of nested boxes, the innermost.
 
-    One pass with a stack of the open braces reads any depth in linear time. A box that is cut off
-    before its brace closes does not count. An escaped brace is text.
+    One pass with a stack of the open braces is linear in any depth. A box that is cut off before
+    its brace closes does not count. An escaped brace is text.
     """
     opened, start, end = [], -1, -1         # opened: where each open box began; -1: a plain brace
     for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
         token = match[0]
-        if token == "}":
-            # Keep the box that begins last. (A plain brace is -1.)
+        if token == "}":                    # Keep the box that begins last.
             if opened and (begin := opened.pop()) > start:
                 start, end = begin, match.start()
         elif token == "{" or len(token) > 2:    # { or \boxed{; an escaped character has length 2
@@ -56,28 +56,39 @@ def last_boxed(text: str) -> str | None:
 
 
 # ---- Knights & Knaves ------------------------------------------------------------------------
-CLAIM = re.compile(r"(?:\(?\d+[.)] )?(\w[\w' -]*?)(?: is | ?[:=] ?)(?:an? )?(\w+) ?\.?")
+CLAIM = re.compile(r"(?P<name>[^()]+?)(?:(?: is | ?[:=] ?| ?\()(?:(?:an?|the) )?(?P<role>[\w-]+)\)?"
+                   r"| are (?:both |all )?(?P<plural>[\w-]+)s)")
 
 
 def roles(box: str) -> dict[str, str] | None:
-    """{"zoey": "knight", ...} if every part of the box gives one new person one role, else None."""
-    text = box.casefold().replace(r"\\", "\n")
-    text = re.sub(r"\\(?:text|mbox|mathrm|mathbf)[a-z]*|\*\*|[{}$]|\\[,;! ]", " ", text)
-    role_of = {}
-    for part in re.split(r"[,;\n]|\band\b", text):
-        if not part.strip():
-            continue                                         # between a comma and an "and"
-        claim = CLAIM.fullmatch(" ".join(part.split()))
-        if claim is None or claim[1] in role_of:             # other words, or somebody twice
-            return None
-        role_of[claim[1]] = claim[2]
-    return role_of or None
+    """{"zoey": "knight", ...} if every part of the box gives a new person a role, else None."""
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", box).casefold())
+    text = re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}(?:\{[lcr|]*\})?|\\item\b|\\\\", "\n", text)
+    text = re.sub(r"\\(?:text|mbox|mathrm|mathbf)[a-z]*|\\q?quad|\*\*|[{}$&~]|\\[,;! ]", " ", text)
+    role_of, waiting = {}, []               # waiting: the names before "are", as in "A and B are"
+    for part in re.split(r"[,;\n]|\band\b|(?<![\d.])\.(?!\S)", text):
+        part = re.sub(r"^(?:[-*•]|\(?\d+[.)])(?: |$)", "", " ".join(part.split()))      # bullets
+        if claim := CLAIM.fullmatch(part):
+            new, waiting = [*waiting, claim["name"]], []
+            everybody = [*role_of, *new]
+            if len(new) > 1 and not claim["plural"] or len({*everybody}) < len(everybody):
+                return None                                  # other words, or somebody twice
+            role_of |= dict.fromkeys(new, claim["role"] or claim["plural"])
+        elif part:                                           # nothing is between a comma and "and"
+            waiting.append(part)
+    return None if waiting else role_of or None
 
 
 def kk_correct(response: str, gold: str) -> bool:
     """Does the last box name exactly the gold's people, each once, each with the gold's role?"""
     box = last_boxed(response)
     return box is not None and (claimed := roles(box)) is not None and claimed == roles(gold)
+
+
+def readable_gold(problem: dict) -> bool:
+    """Can an answer be right? Not if a K&K gold is unreadable: a name may hold a comma or "and"."""
+    gold = problem["gold"]
+    return bool(roles(gold) if problem["task"] == "kk" else gold.strip())
 
 
 # ---- rewards ---------------------------------------------------------------------------------
@@ -87,17 +98,14 @@ TASKS = ("kk", "math", "gsm8k")
 def reward(problem: dict, response: str, finished: bool) -> float:
     """1.0 if the response ended by itself and its last box is right by its task's rule, else 0.0.
 
-    `finished` is the sampler's word that it drew an end token. An end token that is spelled out as
-    text does not count, nor does one that is added to a truncated answer. The same rule trains and
-    evaluates.
+    `finished`: the sampler drew an end token. One that is spelled out as text, or added to a
+    truncated answer, does not count. The same rule trains and evaluates.
     """
     if problem["task"] not in TASKS:
         raise ValueError(f"unknown task {problem['task']!r}: one of {', '.join(TASKS)}")
-    if not finished:
-        return 0.0
     if problem["task"] == "kk":
-        return float(kk_correct(response, problem["gold"]))
-    box = last_boxed(response)
+        return float(finished and kk_correct(response, problem["gold"]))
+    box = last_boxed(response) if finished else None
     return float(box is not None and math_equal(box, problem["gold"]))
 
 
@@ -105,24 +113,20 @@ def reward(problem: dict, response: str, finished: bool) -> float:
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The chance that k of n samples, drawn without replacement, hold one of the c right ones.
 
-    1 - C(n-c, k) / C(n, k) is an unbiased estimate of "one of k tries is right", unlike
-    1 - (1 - c/n)^k.
+    1 - C(n-c, k) / C(n, k) is unbiased, unlike 1 - (1 - c/n)^k.
     """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@{k} of {n} samples, {c} right: needs 0 <= c <= n and 1 <= k <= n")
     return float(1 - Fraction(math.comb(n - c, k), math.comb(n, k)))
 
 
-def majority(answers: list, rights: list, same_answer=math_equal) -> float:
+def majority(answers: list, rights: list, same_answer=quick_equal) -> float:
     """Is the most frequent answer right? Equal answers vote together. None does not vote.
 
-    If several answers have the most votes, the result is the mean over them: 0.5 if one of two is
-    right. Breaking ties at random would give this on average. Without any vote it is 0.0.
+    If several answers have the most votes, the result is their mean. Without any vote it is 0.0.
     """
     classes = []                                             # [an answer, votes, right votes]
-    for answer, right in zip(answers, rights, strict=True):
-        if answer is None:
-            continue
+    for answer, right in [v for v in zip(answers, rights, strict=True) if v[0] is not None]:
         known = next((c for c in classes if c[0] == answer or same_answer(answer, c[0])), None)
         if known is None:
             classes.append(known := [answer, 0, 0.0])
@@ -143,15 +147,20 @@ def wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
 def effective_samples(groups: list[list[float]]) -> float:
     """How many independent samples would say as much as these rewards, one list per problem.
 
-    Samples of one problem resemble each other. So estimate from the problems the variance of the
-    overall mean p, and solve p (1 - p) / size = variance. The size is kept between the number of
-    problems and the number of samples.
+    Samples of one problem resemble each other. So estimate the variance of the mean p from the
+    problems, and solve p (1 - p) / size = variance, between the numbers of problems and samples.
     """
     samples, problems = sum(map(len, groups)), len(groups)
     p = sum(map(sum, groups)) / samples
     variance = sum((sum(group) - p * len(group)) ** 2 for group in groups) / samples**2
     variance *= problems / max(problems - 1, 1)
     return min(samples, max(problems, p * (1 - p) / variance)) if variance else problems
+
+
+def vote(rollout: dict) -> str | None:
+    """The answer that a rollout votes for: its box, or what a K&K box says, in one order."""
+    box = last_boxed(rollout["response"]) if rollout["finished"] else None
+    return str(sorted((roles(box) or {}).items())) if box and rollout["task"] == "kk" else box
 
 
 def summary(rollouts: list[dict]) -> dict:
@@ -166,22 +175,22 @@ def summary(rollouts: list[dict]) -> dict:
     row = {"problems": len(groups), "n": n, "accuracy": share, "low": low, "high": high,
            "cut_off": sum(not rollout["finished"] for rollout in rollouts) / n,
            "length": sum(len(rollout["tokens"]) for rollout in rollouts) / n}
-    equal = math_equal if rollouts[0]["task"] != "kk" else lambda a, b: roles(a) == roles(b)
+    same_answer = str.__eq__ if rollouts[0]["task"] == "kk" else quick_equal
+    votes = [list(map(vote, group)) for group in problems.values()]
     # k = 1, 2, 4 ... up to the fewest samples of a problem, if that is more than one
     for k in [2**i for i in range(fewest.bit_length()) if fewest > 1]:
         chances = [pass_at_k(len(group), int(sum(group)), k) for group in groups]
-        votes = []
-        for group in problems.values():                      # every run of k samples, side by side
-            runs = [group[i:i + k] for i in range(0, len(group) - k + 1, k)]
-            votes.append(sum(majority(
-                [last_boxed(one["response"]) if one["finished"] else None for one in run],
-                [one["reward"] for one in run], equal) for run in runs) / len(runs))
-        row |= {f"pass@{k}": sum(chances) / len(groups), f"majority@{k}": sum(votes) / len(groups)}
+        shares = []
+        for answers, rights in zip(votes, groups):           # every run of k samples, side by side
+            runs = [slice(i, i + k) for i in range(0, len(rights) - k + 1, k)]
+            won = [majority(answers[run], rights[run], same_answer) for run in runs]
+            shares.append(sum(won) / len(won))
+        row |= {f"pass@{k}": sum(chances) / len(groups), f"majority@{k}": sum(shares) / len(groups)}
     return row
 
 
 def style(rollout: dict) -> str:
-    """How an answer is written, right or wrong. K&K: one of kk_gen.STYLES, mixed or other."""
+    """How an answer is written. K&K: one of kk_gen.STYLES, mixed or other."""
     if rollout["task"] == "kk":
         return style_of(rollout["response"])
     if re.search(r"^[ \t]*(?:```|def \w+\()|<llm-code>", rollout["response"], re.MULTILINE):
@@ -229,8 +238,8 @@ def rows_of(rollouts: list[dict]) -> list[dict]:
     for task, levels in tasks.items():
         if len(levels) > 1:
             levels["all"] = sum(levels.values(), [])
-        for level, group in sorted(levels.items(), key=lambda item: (
-                item[0] is None, isinstance(item[0], str), item[0] or 0)):
+        for level in sorted(levels, key=lambda x: (x in (None, ""), isinstance(x, str), x or 0)):
+            group = levels[level]
             rows.append({"task": task, "level": level, **summary(group), "styles": styles(group)})
     return rows
 
@@ -247,10 +256,11 @@ def read_rollouts(path: str) -> list[dict]:
             if not isinstance(rollout[field], kind):
                 raise ValueError(f"{path}:{number}: {field!r} is not a {kind.__name__}")
         if rollout["task"] not in TASKS:
-            raise ValueError(f"{path}:{number}: task {rollout['task']!r} is none of"
-                             f" {', '.join(TASKS)}")
+            raise ValueError(f"{path}:{number}: task {rollout['task']!r} is none of {TASKS}")
         if not isinstance(rollout.get("level"), int | float | str | None):
             raise ValueError(f"{path}:{number}: 'level' is neither a number nor a string")
+        if not readable_gold(rollout):
+            raise ValueError(f"{path}:{number}: 'gold' is empty or, for kk, not like A is a knight")
         rollouts.append(rollout)
     if not rollouts:
         raise ValueError(f"{path}: holds no rollouts")
@@ -269,7 +279,7 @@ def score(rollouts: list[dict]) -> int:
 
 def main(settings: Settings):
     if settings.out:
-        check_output(settings.out)
+        check_output(settings.out, [settings.rollouts])
     rollouts = read_rollouts(settings.rollouts)
     differ, rows = score(rollouts), rows_of(rollouts)
     print(table(rows))

@@ -1,7 +1,7 @@
 """LaTeX to tokens: pairs of kind and value.
 
-The kinds are number, variable, constant, function, word, frac, begin, end and op (an operator or a
-bracket, always one character, however the text spells it).
+The kinds are number, time, variable, constant, function, word, frac, begin, end and op (an operator
+or a bracket, mostly one character, however the text spells it).
 """
 import re
 import unicodedata
@@ -19,8 +19,19 @@ TIDY = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(\d)\s+(\d+)\s*/\s*(\d+)", r"\1\\frac{\2}{\3}"),                  # 1 4/5
     (r"\\([dtc]?)frac\s*(\d)", r"\\\1frac{\2}"),                         # \frac12
     (r"(\\[dtc]?frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
+    (r"(?<=\d)\^\s*\{?\s*(?:\\(?:text|mathrm)\s*)?\{?\s*(?:st|nd|rd|th)\b[\s}]*", ""),   # 5^{th}
+    (r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|equation\*?)\}\s*&?", " "),
+    (r"(?:\\\\)?\s*&\s*(?==)|\\\\\s*(?==|$)", ""),                     # x &= 1 + 2 \\ &= 3
+    (r"\\prime\b|\^\s*\{?\s*\\prime\s*\}?", "'"),                       # f^{\prime}
+    (r"(?i)\b(\d\d?):00(?=\W*(?:text|mathrm)?\W*[ap]\.?m\b)", r"\1"),     # 7:00 p.m.
+    (r"\(\s*(?:\\(?:text|mathrm)\s*\{\s*)?mod\s*\}?\s*(\w+)\s*\)", r"\\pmod{\1}"),
+    (r"(?:[(\[]|\\\{)[^][(){}\s]*,[^][(){}\s]*(?=[])]|\\\})",         # (1,100) is no number
+     lambda match: match[0].replace(",", ", ")),
     (r"\^\s*\{?\s*(?:\\circ|\\degree|°)(?![a-z])\s*\}?", "°"),
-    (r"\\mathbb\s*\{?\s*R\s*\}?", "ℝ"), (r"^\*\*(.*)\*\*$", r"\1"), (r"\*\*", "^"),   # **5**, 2**10
+    (r"\\mathbb\s*\{?\s*R\s*\}?", "ℝ"), (r"\\mathbb\s*\{(\w)\}", r" \1 "),
+    (r"\\\{\s*(\(?[a-z](?:, ?[a-z])*\)?|[^{}|:]*\\in(?![a-z])[^{}|:]*) *(?:\||:)",
+     r"\\{\1\\mid "),                                                  # {x : x > 3}
+    (r"^\*\*(.*)\*\*$", r"\1"), (r"\*\*", "^"),                    # **5**, 2**10
     (r"(?<=[a-zA-Z])\.", ""), (r"\s+", " "))]                           # sq. ft., p.m.
 TRIGONOMETRIC = "sin cos tan sec csc cot cis".split()
 FUNCTIONS = TRIGONOMETRIC + "arcsin arccos arctan ln log exp sqrt binom".split()
@@ -33,9 +44,11 @@ COMMANDS = {name: ("op", op) for op, names in {             # what follows a bac
     "*": "cdot times ast", "/": "div", "±": "pm", "∓": "mp", "∪": "cup bigcup", "∩": "cap bigcap",
     "∖": "setminus backslash", "∈": "in", "<": "lt", ">": "gt", "≤": "le leq leqslant",
     "≥": "ge geq geqslant", "≠": "ne neq", "≈": "approx", "⦃": "{ lbrace", "⦄": "} rbrace",
-    "|": "vert lvert rvert mid |", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil", "⌉": "rceil",
-    "(": "langle", ")": "rangle", "$": "$", "%": "%", "⏎": "\\", "°": "degree", "⁄": "over", "∅":
-    "emptyset varnothing", "∧": "land wedge", "∨": "lor vee"}.items() for name in names.split()}
+    "|": "vert lvert rvert |", "=": "equiv", "⌊": "lfloor", "⌋": "rfloor", "⌈": "lceil", "⌉":
+    "rceil", "(": "langle", ")": "rangle", "$": "$", "%": "%", "⏎": "\\", "°": "degree",
+    "⁄": "over", "∅": "emptyset varnothing", "∧": "land wedge", "∨": "lor vee", "∣": "mid",
+    "→": "to rightarrow", "pmod": "pmod mod", "bmod": "bmod", "choose": "choose",
+    }.items() for name in names.split()}
 COMMANDS |= {name: ("function", name) for name in FUNCTIONS + OPAQUE}
 COMMANDS |= dict.fromkeys(("dbinom", "tbinom"), ("function", "binom"))
 COMMANDS |= dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac"), ("frac", ""))
@@ -49,15 +62,25 @@ UNITS = {word: name for name, words in {                     # each unit's other
     "kilometer": "km", "gram": "g", "kilogram": "kg", "milligram": "mg", "pound": "lb lbs",
     "ounce": "oz", "second": "s sec", "minute": "min", "hour": "h hr", "liter": "l litre",
     "milliliter": "ml", "mile/hour": "mph", "^2": "square squared sq", "^3": "cubic cubed cu",
-    "/": "per", "": "unit st nd rd th"}.items() for word in words.split()}
+    "/": "per", "am": "am", "pm": "pm",
+    "": "unit st nd rd th of the a an total each old"}.items() for word in words.split()}
+PIECES = re.compile("|".join([*FUNCTIONS, "pi", "."]))        # 2sinx is 2 sin x
+# What must be among words after a value, unless they are in \text{...}: 4 abcd is a product.
+NOUNS = re.compile(
+    r"(?:[A-Za-z']+[ -]+)*?(?:[A-Za-z']*[A-Za-z]{2}s|people|men|women|children|hundred|thousand"
+    r"|dozen|[a-z]+illion|%s)(?![A-Za-z])" % "|".join(
+        name for name in [*UNITS, *UNITS.values()] if len(name) > 1 and name.isalpha()))
 TOKEN = re.compile(r"""
     \\(?P<font>text\w*|mbox|mathrm|operatorname)\*?\s*\{(?P<content>[^{}]*)\}
   | \\(?P<edge>begin|end)\s*\{(?P<environment>\w+)\*?\}(?:\s*\{[lcr|\s]*\})?
   | (?P<whole>\d*)\.(?P<start>\d*)\s*\\(?:overline|bar)\s*\{?\s*(?P<cycle>\d+)\s*\}?
-  | (?P<thousands>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d*)?)
+  | (?<![\d:])(?P<time>\d?\d:[0-5]\d(?::[0-5]\d)?)(?![\d:.])
+  | (?P<science>(?:\d+(?:\.\d+)?(?:E[+-]?|e)|\d+\.\d+e[+-])\d{1,3}(?![\d.]))
+  | (?P<thousands>[1-9]\d{0,2}(?:,\d{3})+(?!\d)(?:\.\d*)?)
   | (?P<number>\d+\.?\d*|\.\d+)
   | \\(?P<command>[A-Za-z]+|.)
-  | (?P<letters>[A-Za-z]+)
+  | (?P<primed>[A-Za-z]'+)(?![A-Za-z])
+  | (?P<letters>[A-Za-z]+(?:[-'][A-Za-z]+)*)
   | (?P<symbol><=|>=|!=|\S)
   | \s""", re.VERBOSE)
 
@@ -87,44 +110,59 @@ def is_prose(tidied: str) -> bool:
         len(run) > 2 and run not in LETTERS and run != "and" for run in re.findall(r"\w+", bare))
 
 
-def letters(run: str, words: bool, after_number: bool):
+def is_word(match, before: str) -> bool:
+    """Are letters outside of \\text{...} a word? `before` is the kind of the token before them."""
+    run, at, text = match[0], match.start(), match.string
+    if before == "word" and text[:at].rstrip()[-1:].isalpha() or (
+            before == "number" and len(run) > 1 and run.lower() in UNITS):
+        return True
+    if len(run) < 4 and run not in ("red", "men") or run in LETTERS:
+        return False
+    return at == 0 or not re.match(r"[\w})\]!]", text[at - 1]) and NOUNS.match(text, at) is not None
+
+
+def letters(run: str, word: bool):
     """Tokens of a run of letters: a word, a function, a constant, or one variable per letter."""
     if run.lower() in ("and", "or"):
         yield ("op", "∧" if run.lower() == "and" else "∨")
-    elif words or (after_number and len(run) > 1 and run.lower() in UNITS) or (
-            len(run) > 3 and run not in LETTERS):
+    elif word:
         yield ("word", run)
     else:
-        for piece in [run] if run in LETTERS else re.findall("pi|sqrt|.", run):
-            yield LETTERS.get(piece, ("variable", piece))
+        for piece in [run] if run in LETTERS else PIECES.findall(run):
+            yield LETTERS.get(piece, ("op" if piece in "-'" else "variable", piece))
 
 
 def tokenize(text: str, words: bool, thousands: bool):
     """The tokens of a tidy text. `words`: letters are words. `thousands`: 1,234 is one number."""
-    after_number = False
+    before = ""
     for match in TOKEN.finditer(text):
-        kind, piece = match.lastgroup, match[0]
+        kind, piece, tokens = match.lastgroup, match[0], []
         if kind == "content":                                # \text{...}, \mathrm{i}
             inside, font = match["content"].strip(), match["font"]
             words_inside = len(inside) != 1 or font not in ("mathrm", "operatorname")
-            yield from ([COMMANDS[inside]] if inside in FUNCTIONS
-                        else tokenize(inside, words_inside, thousands))
+            tokens = ([COMMANDS[inside]] if inside in FUNCTIONS
+                      else tokenize(inside, words_inside, thousands))
         elif kind == "environment":
-            yield (match["edge"], match["environment"])
+            tokens = [(match["edge"], match["environment"])]
         elif kind == "cycle":                                # 0.1666... = 0.1 + (6/9) / 10
             shift, cycle = 10 ** len(match["start"]), match["cycle"]
-            yield ("number", Fraction(int("0" + match["whole"] + match["start"]), shift)
-                   + Fraction(int(cycle), shift * (10 ** len(cycle) - 1)))
-        elif kind in ("number", "thousands"):
-            for n, number in enumerate([piece.replace(",", "")] if thousands else piece.split(",")):
-                yield from [("op", ",")] * (n > 0) + [("number", Fraction(number.rstrip(".")))]
+            tokens = [("number", Fraction(int("0" + match["whole"] + match["start"]), shift)
+                       + Fraction(int(cycle), shift * (10 ** len(cycle) - 1)))]
+        elif kind == "time":
+            tokens = [("time", tuple(map(Fraction, piece.split(":"))))]
+        elif kind in ("number", "thousands", "science"):
+            numbers = [piece.replace(",", "")] if thousands else piece.split(",")
+            tokens = [token for number in numbers
+                      for token in (("op", ","), ("number", Fraction(number.rstrip("."))))][1:]
         elif kind == "command" and match["command"] not in IGNORED:
-            yield COMMANDS.get(match["command"], ("variable", match["command"]))
+            tokens = [COMMANDS.get(match["command"], ("variable", match["command"]))]
         elif kind == "letters":
-            yield from letters(piece, words, after_number)
-        elif kind == "symbol" and piece.isalpha() and piece != "ℝ":         # θ is \theta
-            yield ("variable", unicodedata.name(piece, piece).split()[-1].lower())
-        elif kind == "symbol":
-            yield ("op", {"<=": "≤", ">=": "≥", "!=": "≠"}.get(piece, piece))
-        if kind:
-            after_number = kind == "number"
+            tokens = letters(piece, words or is_word(match, before))
+        elif kind == "primed" or kind == "symbol" and piece.isalpha() and piece != "ℝ":
+            tokens = [("variable", unicodedata.name(piece, piece).split()[-1].lower()
+                       if kind == "symbol" else piece.replace("'", "′"))]      # θ is \theta
+        elif kind == "symbol" and not (words and piece == "'"):
+            tokens = [("op", {"<=": "≤", ">=": "≥", "!=": "≠"}.get(piece, piece))]
+        for token in tokens:
+            before = token[0]
+            yield token

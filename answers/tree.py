@@ -3,7 +3,8 @@
 Trees are nested tuples: ("number", 3/2), ("variable", "x"), ("constant", "pi"), ("text", "even"),
 ("+", a, b, ...), ("*", a, b, ...), ("^", a, b), ("±", number of the sign, a),
 ("function", name, a, ...), ("index", a, i), ("base", 1101, 2), ("group", "(", "]", a, b, ...),
-("set", a, ...), ("reals",), ("list", ",", a, ...), ("∪", a, b, ...), ("relation", "<≤", a, b, c).
+("set", a, ...), ("reals",), ("list", ",", a, ...), ("∪", a, b, ...), ("relation", "<≤", a, b, c),
+("mod", 3, 7), ("ratio", "", 2, 3), and ("ratio", "time", 7, 30) for what may be half past seven.
 """
 import re
 from fractions import Fraction
@@ -14,7 +15,8 @@ from answers.latex import OPAQUE, TRIGONOMETRIC, UNITS, Unreadable, is_prose, re
 DEEPEST = 40            # how many expressions may be one inside the other
 LIST, RELATION, SETS, SUM, PRODUCT, POWER, POSTFIX = range(7)       # The last binds most tightly.
 INFIX = {op: level for level, ops in enumerate(
-    (",∧∨", "=<>≤≥≠≈∈", "∪∩∖⁄", "+-±∓", "*/:", "^", "_!%°$€£")) for op in ops}
+    (",∧∨⏎", "=<>≤≥≠≈∈→", [*"∪∩∖⁄:", "pmod", "choose"], "+-±∓", ["*", "/", "bmod"], "^",
+     "_!%°$€£")) for op in ops}
 CLOSING = {"(": ")]", "[": ")]", "⌊": "⌋", "⌈": "⌉", "|": "|", "{": "}", "⦃": "⦄"}
 MINUS_ONE, INFINITY, END = ("number", Fraction(-1)), ("constant", "infty"), ("end of text", "")
 REALS, NOTHING = ("reals",), ("set",)
@@ -24,10 +26,21 @@ SYNONYMS |= {word: ("number", Fraction(n)) for n, word in enumerate("""zero one 
     nineteen twenty""".split())}
 SYNONYMS |= dict.fromkeys(("no solution", "no solutions", "no real solution", "no real solutions",
                            "none", "empty set"), NOTHING)
-SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "dozen": 12}
-NOT_UNITS = set("""not no non never is are isn't was if then else unless but than because since
-    wrong false incorrect except maybe possibly either neither nor answer about half halve third
-    quarter factorial negative minus plus times over root ^2 ^3""".split())
+SCALES = {"dozen": 12, "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9,
+          "trillion": 10**12}
+WHOLE_UNITS = set(UNITS.values())
+# After a value these words change or doubt it.
+NOT_UNITS = set("""K M B not no non never is are isn't was if then else unless but than because
+    since too as wrong false incorrect except maybe possibly probably either neither nor answer
+    about factorial negative minus plus over root to out point more less fewer least most under
+    above below up around between nearly almost roughly approximately impossible score gross lakh
+    crore thirty forty fifty sixty seventy eighty ninety inverse repeating pi nope doubled tripled
+    halved added subtracted multiplied divided cubed squared ^2 ^3""".split()) | {
+        word for word, tree in SYNONYMS.items() if tree[0] == "number"}
+PART = re.compile(r"(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|\w*teen|\w*tie|hundred|thousand"
+                  r"|\w*illion)ths?|\w*illions?|half|halve|third|quarter")          # 3 fourths
+LEAD = re.compile(r"(?:(?:so|thus|hence|therefore) )?(?:there (?:are|is)(?: exactly| a total of)?"
+                  r"|(?:the )?(?:final |correct )?answer(?: is)?|we (?:get|have))")
 
 
 def flat(kind: str, left: tuple, right: tuple) -> tuple:
@@ -53,7 +66,7 @@ class Parser:
         self.units, self.signs = set(), 0           # units, and how many ± and ∓, so far
         self.one_sign = ("op", "∓") in tokens       # Beside a ∓, all signs switch together.
         self.depth, self.angles = 0, 0              # inside how many expressions, and sines etc.
-        self.bars = False                           # Inside |...|, the next bar closes it.
+        self.bars = self.cases = False              # Inside |...|, the next bar closes it.
 
     def take(self) -> tuple:
         """Return the token and go to the next one."""
@@ -83,21 +96,37 @@ class Parser:
             elif kind == "word" and level <= PRODUCT:
                 left = self.unit(left)
             elif level <= PRODUCT and self.starts_value():
-                require(left[0] != "text" and kind != "number")      # "Answer 5", "3 3", "2^{1}0"
+                require(left[0] != "text" and (kind != "number" or self.may_multiply(left)))
                 left = self.product(left, "*")
             else:
                 self.depth -= 1
                 return left
 
+    def may_multiply(self, left: tuple) -> bool:
+        """May a number follow a value? (n - 2)3, 5!3! and n2^n are products. 3 3, 2^{1}0 aren't."""
+        (kind, before), (_, behind) = self.tokens[self.at - 1], self.tokens[self.at + 1]
+        return before in (")", "]") and left[0] != "number" or (
+            kind in ("variable", "op") and behind in ("!", "^"))
+
     def infix(self, left: tuple, op: str) -> tuple:
         if INFIX[op] == LIST:
             while more := self.accept(",", "∧", "∨"):        # "1, 2, and 3"
                 op = more
+            op = "," if op == "⏎" else op
             before, parts = (left[1], left[2:]) if left[0] == "list" else ("", (left,))
             return ("list", max(op, before), *parts, self.expression(RELATION))
         if INFIX[op] == RELATION:
             before, parts = (left[1], left[2:]) if left[0] == "relation" else ("", (left,))
             return ("relation", before + op, *parts, self.expression(SETS))
+        if op == "pmod":
+            return ("mod", left, self.prefix(POSTFIX))
+        if op == "bmod":
+            return ("function", "mod", left, self.expression(POWER))
+        if op == "choose":
+            return ("function", "binom", left, self.expression(SUM))
+        if op == ":":
+            parts = left if left[:2] == ("ratio", "") else ("ratio", "", left)
+            return (*parts, self.expression(SUM))
         if op == "⁄":                                        # {a + b \over c}
             return times(left, ("^", self.expression(SUM), MINUS_ONE))
         if INFIX[op] == SETS:
@@ -131,20 +160,22 @@ class Parser:
         right = self.expression(POWER)
         if mixed and right[0] == "*" and right[1][0] == right[2][1][0] == "number":
             return flat("+", left, right)
-        return times(left, ("^", right, MINUS_ONE) if op in "/:" else right)
+        return times(left, ("^", right, MINUS_ONE) if op == "/" else right)
 
     def subscript(self, left: tuple) -> tuple:
         low = self.prefix(POSTFIX)
         if left[0] == "variable":
             return ("index", left, low)
-        require(left[0] == low[0] == "number" and left[1].denominator == low[1].denominator == 1)
-        return ("base", int(left[1]), int(low[1]))
+        require(left[0] == low[0] == "number" and low[1].denominator == 1)
+        return ("base", left[1], int(low[1]))
 
     def prefix(self, level: int) -> tuple:
         """What an expression begins with."""
         kind, name = self.take()
         if kind in ("number", "variable", "constant"):
             return (kind, name)
+        if kind == "time":
+            return ("ratio", "time", *(("number", part) for part in name))
         method = {"function": self.function, "begin": self.matrix, "word": self.text}.get(kind)
         if method:
             return method(name)
@@ -162,12 +193,12 @@ class Parser:
     def bracketed(self, opening: str) -> tuple:
         if opening == "⦃" and self.accept("⦄"):
             return NOTHING
-        if opening == "⦃" and self.tokens[self.at + 1] in (("op", "|"), ("op", ":")):
-            self.take(), self.take()                         # {x : x > 3} is what x > 3 says
         bars, self.bars = self.bars, opening == "|"
         inner = self.expression(LIST)
-        closing, self.bars = self.accept(*CLOSING[opening]), bars
-        require(closing)
+        closing, self.bars = self.accept(*CLOSING[opening], "∣"), bars
+        if opening == "⦃" and closing == "∣":
+            return self.set_builder(inner)
+        require(closing in [*CLOSING[opening]])
         if opening in "⌊⌈|":
             return ("function", opening, inner)
         parts = inner[2:] if inner[0] == "list" else (inner,)
@@ -175,16 +206,38 @@ class Parser:
             return ("set", *parts)
         return ("group", opening, closing, *parts) if inner[0] == "list" else inner
 
+    def set_builder(self, element: tuple) -> tuple:
+        """{x : x > 3} and {x ∈ ℝ : x > 3} are what x > 3 says."""
+        condition = self.expression(LIST)
+        require(self.accept("⦄"))
+        if condition[:2] == ("list", ","):
+            condition = ("list", "∧", *condition[2:])
+        if element[0] == "variable" or element[:2] == ("relation", "∈") and element[3] == REALS:
+            return condition
+        return ("group", "⦃", "⦄", element, condition)
+
+    def cell(self) -> tuple:
+        """A cell of a matrix, or of cases: `x, & \text{if } x > 0`."""
+        while self.token[0] == "word" and self.token[1].casefold() in ("if", "for", "when"):
+            self.take()
+        cell = self.expression(RELATION)
+        self.accept(",")
+        return cell
+
     def matrix(self, environment: str) -> tuple:
         """A group of rows. A column is the group of its numbers, as a tuple is."""
-        rows = [[self.expression(RELATION)]]
+        self.cases = environment == "cases"
+        rows = [[self.cell()]]
         while op := self.accept("&", "⏎"):
             if op == "&":
-                rows[-1].append(self.expression(RELATION))
+                rows[-1].append(self.cell())
             elif self.token[0] != "end":
-                rows.append([self.expression(RELATION)])
+                rows.append([self.cell()])
+        self.cases = False
         require(self.take() == ("end", environment))
         rows = [("group", "(", ")", *row) if len(row) > 1 else row[0] for row in rows]
+        if environment == "cases":
+            return ("list", ",", *rows)
         tree = ("group", "(", ")", *rows) if len(rows) > 1 or rows[0][0] == "group" else rows[0]
         return ("function", "det", tree) if environment == "vmatrix" else tree
 
@@ -218,29 +271,45 @@ class Parser:
         while self.token[0] == "word":
             words.append(self.take()[1])
         phrase = " ".join(words).casefold()
+        if self.at == len(words) and LEAD.fullmatch(phrase):
+            self.accept(":")
+            return self.expression(LIST)                     # "There are 6 ways"
         return SYNONYMS.get(phrase, ("text", phrase)) if len(phrase) > 1 else ("variable", word)
 
     def unit(self, left: tuple) -> tuple:
         """The words after a value: `square inches`, `m/s`, `inches^2`, or any other noun."""
-        name = power = ""
-        while self.token[0] == "word" or name and self.token in (("op", "/"), ("op", "^")):
-            word = self.take()[1].casefold()
-            singular = word[:-1] if re.fullmatch(r"\w+[^s]s", word) else word
-            word = UNITS.get(word, UNITS.get(singular, singular))
+        if self.cases:
+            return ("function", "is", left, self.text(self.take()[1]))      # n is even
+        name, power, first = "", "", True
+        while self.token[0] == "word" or not first and self.token in (("op", "/"), ("op", "^")):
+            written = self.take()[1]
+            word = written.casefold()
+            singular = word[:-1] if re.fullmatch(r"[\w-]+[^s]s", word) else word
+            last, word = singular.rpartition("-")[2], UNITS.get(word, UNITS.get(singular, singular))
+            if first and word in SCALES:
+                left = times(left, ("number", Fraction(SCALES[word])))
+                continue
+            if first and word == "base":
+                return self.subscript(left)                  # 1101 base 2
             if word == "^":
                 power = f"^{self.prefix(POSTFIX)[-1]}"
-            elif word in ("^2", "^3") and (name or singular[-2:] != "ed"):
+            elif word in ("^2", "^3") and (not first or singular[-2:] != "ed"):
                 power = word                                 # But "5 squared" is 25.
-            elif word in SCALES and not name:
-                left = times(left, ("number", Fraction(SCALES[word])))
-            elif word == "base" and not name:
-                return self.subscript(left)                  # 1101 base 2
-            elif word in NOT_UNITS or re.search("ths?$|ed$", word):
+            elif {word, written} & NOT_UNITS or word in SCALES or last in SYNONYMS or (
+                    PART.fullmatch(last)) or len(word) == 1 and word not in WHOLE_UNITS or (
+                    first and self.token[0] != "word" and re.search("...ed$", word)):
                 raise Unreadable                             # "3 is wrong", "3 fourths"
-            else:
+            elif word in WHOLE_UNITS:
                 name += word
+            elif name.endswith("/"):
+                name = name[:-1]                             # $5 per month is $5
+            else:
+                self.units.add("a " + word)
+            first = False
         require(left[0] != "text" and not self.starts_value())       # "6 feet 2"
-        self.units |= {name + power} if name else set()
+        if name.startswith("/") and len(self.units) == 1:
+            name = self.units.pop() + name
+        self.units |= {name + power} if name + power else set()
         return left
 
 

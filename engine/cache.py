@@ -1,6 +1,8 @@
 """Memory for sampling: how many sequences fit, and what a call of `generate` keeps for the next."""
+import math
 import os
 import re
+from pathlib import Path
 
 import numpy
 import torch
@@ -17,9 +19,28 @@ def free_memory(device: torch.device) -> int:
         return int(0.95 * torch.cuda.mem_get_info(device)[0])   # kernels and gaps take some
     try:
         with open("/proc/meminfo") as file:
-            return int(re.search(r"MemAvailable:\s+(\d+)", file.read())[1]) * 1024
+            free = int(re.search(r"MemAvailable:\s+(\d+)", file.read())[1]) * 1024
     except OSError:         # macOS says how much memory there is, not how much is free: take half
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(free, container_memory("/sys/fs/cgroup"))
+
+
+def container_memory(folder: str) -> float:
+    """Bytes that a container leaves its processes, by version 2 or 1 of Linux's control groups;
+    infinity where there is no limit. Pages of files do not count: the system can drop them."""
+    for limit, used, statistics, cached in (
+            ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+            ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat",
+             "total_inactive_file")):
+        try:
+            most, taken, lines = (Path(folder, name).read_text()
+                                  for name in (limit, used, statistics))
+        except OSError:
+            continue
+        droppable = re.search(rf"^{cached} (\d+)", lines, re.MULTILINE)
+        most = math.inf if most.strip() == "max" else int(most)
+        return most - int(taken) + (int(droppable[1]) if droppable else 0)
+    return math.inf
 
 
 def slot_bytes(config, length: int, dtype) -> int:

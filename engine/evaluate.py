@@ -2,7 +2,7 @@
 import numpy
 
 from engine.batches import Sequence
-from engine.tokenizer import response_text, stop_ids
+from engine.tokenizer import encode_prompts, response_text, stop_ids
 from sample import generate, release
 from verify import reward, styles, summary
 
@@ -22,7 +22,7 @@ def as_sequence(rollout: dict) -> Sequence:
 def evaluate(model, tokenizer, problems: list[dict], ranks, settings) -> dict:
     """How many problems the model answers right: over all, by level, by style."""
     mine = range(len(problems))[ranks.rank::ranks.size]
-    prompts = [tokenizer.encode(problems[i]["prompt"], add_special_tokens=False).ids for i in mine]
+    prompts = encode_prompts(tokenizer, [problems[i]["prompt"] for i in mine])
     groups = generate(model, prompts, n=settings.eval_n, temperature=settings.eval_temperature,
                       max_new_tokens=settings.eval_max_new_tokens, stop=stop_ids(model, tokenizer),
                       seed=settings.seed, indices=list(mine))

@@ -9,10 +9,10 @@ import numpy
 from tqdm import tqdm
 
 from engine.batches import Sequence
-from engine.files import numbered_jsonl, read_json
+from engine.files import data_files, numbered_rows, read_json
 from engine.huggingface import eos_of, read_files
 from engine.problems import read_problems
-from engine.tokenizer import load_tokenizer
+from engine.tokenizer import encode_prompts, load_tokenizer
 from model import Config
 
 
@@ -28,12 +28,13 @@ def end_token(tokenizer, files: dict[str, bytes]) -> int:
 def read_examples(paths: list[str]) -> list[tuple[str, dict]]:
     """(file:line, row with prompt and response) of each line; a `text` is all response."""
     examples = []
-    for path in paths:
-        for number, row in numbered_jsonl(path):
+    for path in data_files(paths):
+        for number, row in numbered_rows(path):
             if "text" in row and "response" not in row:
                 row = {"prompt": "", "response": row["text"]}
             if not all(isinstance(row.get(name), str) for name in ("prompt", "response")):
                 raise ValueError(f"{path}:{number}: needs prompt and response, or text")
+            row = without_end(row)
             if not row["prompt"] + row["response"]:
                 raise ValueError(f"{path}:{number}: is empty")
             if re.search("[\ud800-\udfff]", row["prompt"] + row["response"]):
@@ -42,6 +43,15 @@ def read_examples(paths: list[str]) -> list[tuple[str, dict]]:
     if not examples:
         raise ValueError(f"{' '.join(paths)}: no examples")
     return examples
+
+
+def without_end(row: dict) -> dict:
+    """Many public responses spell their end token. It is taken off here, with the whitespace behind
+    it, because `response_ids` adds it. The tokens of a rollout tell how it ended."""
+    text = row["response"].rstrip()
+    if isinstance(row.get("tokens"), list) or not text.endswith("<|endoftext|>"):
+        return row
+    return {**row, "response": text.removesuffix("<|endoftext|>"), "finished": True}
 
 
 def response_ids(place: str, row: dict, ids: list[int], tokenizer, size: int, end: int):
@@ -66,9 +76,9 @@ def as_sequences(examples, tokenizer, end: int, max_length: int, loss_on="respon
     sequences, size = [], tokenizer.get_vocab_size(with_added_tokens=True)
     for at in tqdm(range(0, len(examples), 1000), desc="tokenise", disable=len(examples) < 20_000):
         some = examples[at:at + 1000]
-        prompts, responses = ([encoded.ids for encoded in tokenizer.encode_batch(
-            [row[part] for _, row in some], add_special_tokens=False)]
-            for part in ("prompt", "response"))
+        prompts = encode_prompts(tokenizer, [row["prompt"] for _, row in some])
+        responses = [encoded.ids for encoded in tokenizer.encode_batch(
+            [row["response"] for _, row in some], add_special_tokens=False)]
         for (place, row), prompt, ids in zip(some, prompts, responses):
             ids = response_ids(place, row, ids, tokenizer, size, end)
             start = 1 if loss_on == "all" else max(1, len(prompt))
@@ -114,9 +124,9 @@ def read_datasets(settings, tokenizer, config, tested: set) -> list[Dataset]:
 # ---- problems --------------------------------------------------------------------------------
 def read_training(settings, tokenizer) -> list[dict]:
     """The problems of --data with their prompt_tokens; those with long prompts are left out."""
-    problems = [one for path in settings.data for one in read_problems(path, settings.template)]
-    for problem in problems:
-        problem["prompt_tokens"] = tokenizer.encode(problem["prompt"], add_special_tokens=False).ids
+    problems = read_problems(settings.data, settings.template)
+    prompts = encode_prompts(tokenizer, [problem["prompt"] for problem in problems])
+    problems = [{**problem, "prompt_tokens": ids} for problem, ids in zip(problems, prompts)]
     fitting = [p for p in problems if 0 < len(p["prompt_tokens"]) <= settings.max_prompt_tokens]
     if not fitting:
         raise ValueError(f"none of {len(problems)} prompts has 1 to {settings.max_prompt_tokens}"
@@ -130,10 +140,10 @@ def read_training(settings, tokenizer) -> list[dict]:
 def read_held_out(settings, tokenizer, config) -> list[dict]:
     """The problems of --eval, whose prompts must leave room for an answer."""
     problems = read_problems(settings.eval, settings.template) if settings.eval else []
-    for problem in problems:
-        length = len(tokenizer.encode(problem["prompt"], add_special_tokens=False).ids)
-        if not 0 < length < config.max_position_embeddings:
-            raise ValueError(f"{settings.eval}: the prompt of {problem['id']} has {length} tokens;"
+    prompts = encode_prompts(tokenizer, [problem["prompt"] for problem in problems])
+    for problem, ids in zip(problems, prompts):
+        if not 0 < len(ids) < config.max_position_embeddings:
+            raise ValueError(f"{settings.eval}: the prompt of {problem['id']} has {len(ids)} tokens;"
                              f" the model's context is {config.max_position_embeddings}")
     return problems
 

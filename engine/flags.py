@@ -150,12 +150,22 @@ def command(work, *arguments) -> None:
     code, words = 0, ""
     torch = sys.modules.get("torch")            # a command that does not need it has not imported it
     out_of_memory = torch.OutOfMemoryError if torch else MemoryError
+    if hasattr(sys.stdout, "reconfigure"):      # A terminal that knows only ASCII shows \\xb1 for ±.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         work(*arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:                     # Nobody reads any more what it prints: `| head`.
+        code = 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         code, words = 2, str(error)
     except out_of_memory as error:
         code, words = 2, (f"{str(error).split('. ')[0]}: see the README, \"Out of memory\"")
+    except RuntimeError as error:               # How torch says it on a CPU.
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        code, words = 2, "out of memory: see the README, \"Out of memory\""
     except FloatingPointError as error:
         code, words = 1, str(error)
     except (Stopped, KeyboardInterrupt) as error:

@@ -14,6 +14,9 @@ from engine.files import read_json, refuse_run_directory, whole_directory
 CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
            "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
            "chat_template.jinja")
+MOST_LAYERS = 1000      # the largest known models have a tenth of it,
+MOST = 2**24            # and this is far above every other size
+KNOWN_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 # ---- configuration and tokenizer -------------------------------------------------------------
@@ -25,32 +28,61 @@ def read_config(path: str, config_class):
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: " + ("no such file or directory" if raw is None else
                                         "not a JSON object"))
-    layers, rope = raw.get("num_hidden_layers", 0), raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling") or rope                   # transformers 5 writes `rope`
-    sliding = (raw.get("use_sliding_window") and raw.get("sliding_window")
-               and raw.get("max_window_layers", layers) < layers)
-    for name, is_refused in (
-            ("model_type", raw.get("model_type") not in (None, "qwen2")),
-            ("hidden_act", raw.get("hidden_act", "silu") != "silu"),
-            ("rope_scaling", scaling.get("rope_type", scaling.get("type", "default")) != "default"),
-            ("sliding_window", sliding or "sliding_attention" in (raw.get("layer_types") or [])),
-            ("attention_dropout", raw.get("attention_dropout", 0) != 0),
-            ("quantization_config", raw.get("quantization_config") is not None)):
-        if is_refused:
-            what = f"{name} = {json.dumps(raw[name])}" if name in raw else f"its {name}"
-            raise ValueError(f"{path}: cannot run {what}")
-    raw = {**raw, **rope}
+    _refuse_unknown(path, raw)
+    raw = {**raw, **(raw.get("rope_parameters") or {})}         # where transformers 5 has rope_theta
     if "num_key_value_heads" in raw and raw["num_key_value_heads"] is None:     # as many as heads
         raw["num_key_value_heads"] = raw.get("num_attention_heads")
-    names = [field.name for field in fields(config_class) if field.name in raw]
+    given = {field.name: raw[field.name] for field in fields(config_class) if field.name in raw}
+    _check_types(path, given, config_class)
     try:
-        config = config_class(**{name: raw[name] for name in names})
+        config = config_class(**given)
     except TypeError as error:                                  # a field is missing
         raise ValueError(f"{path}: {str(error).replace('Config.__init__() ', '')}") from None
     if config.head_dim % 2 or config.num_attention_heads % config.num_key_value_heads:
         raise ValueError(f"{path}: head_dim must be even, and num_attention_heads a multiple of"
                          " num_key_value_heads")
+    if config.num_attention_heads * config.head_dim > MOST:
+        raise ValueError(f"{path}: num_attention_heads * head_dim is more than {MOST}")
     return config
+
+
+def _refuse_unknown(path: str, raw: dict) -> None:
+    """ValueError for what this project cannot compute, or would compute wrongly."""
+    for name in ("rope_parameters", "rope_scaling"):
+        if not isinstance(raw.get(name) or {}, dict):
+            raise ValueError(f"{path}: {name} = {json.dumps(raw[name])}: not an object")
+    scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    layers, full = raw.get("num_hidden_layers"), raw.get("max_window_layers")
+    sliding = (raw.get("use_sliding_window") and raw.get("sliding_window") and full is not None
+               and not (isinstance(full, int) and isinstance(layers, int) and full >= layers))
+    for name, is_refused in (
+            ("model_type", raw.get("model_type") not in (None, "qwen2")),
+            ("hidden_act", raw.get("hidden_act", "silu") != "silu"),
+            ("rope_scaling", scaling.get("rope_type", scaling.get("type", "default")) != "default"),
+            ("sliding_window", sliding or "sliding_attention" in str(raw.get("layer_types"))),
+            ("attention_dropout", raw.get("attention_dropout", 0) != 0),
+            ("quantization_config", raw.get("quantization_config") is not None)):
+        if is_refused:
+            what = f"{name} = {json.dumps(raw[name])}" if name in raw else f"its {name}"
+            raise ValueError(f"{path}: cannot run {what}")
+
+
+def _check_types(path: str, given: dict, config_class) -> None:
+    """ValueError for a field whose value is not of its kind, is not above 0, or is absurd."""
+    for field in fields(config_class):
+        value = given.get(field.name)
+        if field.name not in given or value is None and field.name == "head_dim":
+            continue
+        kind = {bool: "true or false", float: "a number above 0"}.get(
+            field.type, "a whole number above 0")
+        fits = isinstance(value, bool) if field.type is bool else (
+            isinstance(value, (int, float) if field.type is float else int)
+            and not isinstance(value, bool) and 0 < value < 1e30)       # NaN is no such number.
+        if not fits:
+            raise ValueError(f"{path}: {field.name} = {json.dumps(value):.60}: not {kind}")
+        most = MOST_LAYERS if field.name == "num_hidden_layers" else MOST
+        if field.type is not float and value > most:
+            raise ValueError(f"{path}: {field.name} = {str(value):.30}: more than {most}")
 
 
 def read_files(path: str) -> dict[str, bytes]:
@@ -66,17 +98,23 @@ def tokenizer_size(files: dict[str, bytes]) -> int | None:
         tokenizer = json.loads(files["tokenizer.json"])
         ids = [token["id"] for token in tokenizer.get("added_tokens", [])]
         ids += tokenizer["model"]["vocab"].values()
+        return max(ids, default=-1) + 1
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("tokenizer.json: not a tokenizer of the tokenizers package") from None
-    return max(ids, default=-1) + 1
 
 
 def eos_of(files: dict[str, bytes]) -> tuple[int, ...]:
     """The tokens that end a text. Where both files name some, generation_config.json decides."""
-    config, generation = (json.loads(files.get(name, b"{}"))
-                          for name in ("config.json", "generation_config.json"))
-    eos = {**config, **generation}.get("eos_token_id")
-    return tuple(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    eos = None
+    for name in ("config.json", "generation_config.json"):
+        try:
+            eos = (json.loads(files.get(name, b"null")) or {}).get("eos_token_id", eos)
+        except (ValueError, AttributeError):
+            raise ValueError(f"{name}: not a JSON object") from None
+    ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise ValueError(f"eos_token_id = {json.dumps(eos)}: neither a token's id nor a list of ids")
+    return tuple(ids)
 
 
 def set_files(model, files: dict[str, bytes], where: str) -> None:
@@ -107,23 +145,56 @@ def read_model(model, path: str, device, dtype) -> None:
         for name, weight in model.named_parameters():
             with safe_open(places[name][0], framework="pt") as tensors:  # An open file keeps
                 weight.copy_(tensors.get_tensor(name))                   # in memory what was read.
+    if broken := _not_finite(model):
+        raise ValueError(f"{path}: {broken} holds numbers that are not finite")
+
+
+def _not_finite(model) -> str:
+    """The name of a weight with NaN or infinity in it, or nothing."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            least, most = weight.aminmax()                  # NaN, if there is one
+            if not (least.isfinite() and most.isfinite()):
+                return name
+    return ""
 
 
 def _places(path: str) -> dict[str, tuple[str, list[int]]]:
     """Where the weights of a directory lie: name -> (file, shape)."""
-    index = read_json(os.path.join(path, "model.safetensors.index.json"))
-    shards = sorted(set(index["weight_map"].values())) if index else ["model.safetensors"]
-    if absent := [name for name in shards if not os.path.exists(os.path.join(path, name))]:
-        raise ValueError(f"{path}: no weights: {', '.join(absent)} missing")
     places = {}
-    for shard in (os.path.join(path, name) for name in shards):
+    for shard in shards(path):
         try:
             with safe_open(shard, framework="pt") as tensors:
-                places |= {name: (shard, tensors.get_slice(name).get_shape())
-                           for name in tensors.keys()}
+                for name in tensors.keys():
+                    weight = tensors.get_slice(name)
+                    if weight.get_dtype() not in KNOWN_DTYPES:
+                        raise ValueError(f"{shard}: {name} is of type {weight.get_dtype()}, not one"
+                                         f" of {', '.join(KNOWN_DTYPES)}")
+                    places[name] = (shard, weight.get_shape())
         except SafetensorError as error:                        # cut short, say
             raise ValueError(f"{shard}: not a safetensors file: {error}") from None
+        except OSError as error:
+            raise OSError(f"cannot read {shard}: {error.strerror or error}") from None
     return places
+
+
+def shards(path: str) -> list[str]:
+    """The files that hold the weights of a model directory."""
+    index, names = read_json(f"{path}/model.safetensors.index.json"), ["model.safetensors"]
+    if index is not None:
+        try:
+            names = sorted(set(index["weight_map"].values()))
+        except (TypeError, KeyError, AttributeError):
+            raise ValueError(f"{path}/model.safetensors.index.json: no weight_map, from names of"
+                             " weights to names of files") from None
+        if outside := [name for name in names if os.path.basename(str(name)) != name]:
+            raise ValueError(f"{path}/model.safetensors.index.json: {json.dumps(outside[0])} is not"
+                             " the name of a file in this directory")
+    files = [os.path.join(path, name) for name in names]
+    if absent := [file for file in files if not os.path.isfile(file)]:
+        there = "is no regular file" if os.path.exists(absent[0]) else "missing"
+        raise ValueError(f"{path}: no weights: {os.path.basename(absent[0])} {there}")
+    return files
 
 
 # ---- weights out -----------------------------------------------------------------------------
@@ -139,6 +210,8 @@ def write_model(model, path: str, dtype: torch.dtype | None, shard_bytes: int) -
     if os.path.exists(path) and not os.path.exists(os.path.join(path, "config.json")):
         if not os.path.isdir(path) or os.listdir(path):         # What is there would be lost.
             raise ValueError(f"{path}: exists and is not a model directory; not replaced")
+    if broken := _not_finite(model):        # Whoever loads it would get nothing but NaN.
+        raise FloatingPointError(f"{broken} is not finite any more; the model is not saved")
     dtype = dtype or model.head_weight.dtype
     with whole_directory(path) as folder:
         index = _write_weights(dict(model.named_parameters()), folder, dtype, shard_bytes)

@@ -2,36 +2,44 @@
 import os
 import sys
 import time
+from dataclasses import asdict
 
 from tqdm import tqdm
 
-from engine.files import as_line, check_output, read_json, read_jsonl, write_json, write_jsonl
+from engine.files import as_line, check_output, read_json, read_jsonl, sync, write_json, write_jsonl
+from engine.inputs import check_same, digests
 
 
 class RolloutFile:
     """OUT: n sampled answers to every problem, in order. While they are sampled they are in
     OUT.partial, in the order in which they end.
 
-    A sample depends on nothing but the settings. So the same command, given again, samples what is
-    missing, and the file comes out the same. OUT.config.json tells whether it is the same command.
+    A sample depends on nothing but the settings, the data and the model. So the same command, given
+    again, samples what is missing, and the file comes out the same. OUT.config.json tells whether
+    it is the same command, on the same data and model.
 
-        rollouts = RolloutFile(out, settings, problems, n)
+        rollouts = RolloutFile(settings, problems)
         with rollouts:
             ...             # for each problem of rollouts.missing(): rollouts.add(problem, ...)
         rollouts.finish()
     """
 
-    def __init__(self, path: str, settings: dict, problems: list[dict], n: int):
+    def __init__(self, settings, problems: list[dict]):
+        path = settings.out
         self.path, self.partial, self.config = path, path + ".partial", path + ".config.json"
-        self.settings, self.problems, self.n = settings, problems, n
+        self.problems, self.n = problems, settings.n
+        self.made_with = {
+            "command": sys.argv, "inputs": digests([settings.data, settings.model]),
+            "settings": {name: value for name, value in asdict(settings).items()
+                         if name not in ("out", "slots")}}
         self.order = {problem["id"]: i for i, problem in enumerate(problems)}
         self.rows = {}                                      # (id, sample) -> row
         if len(self.order) < len(problems):
-            raise ValueError(f"{settings['data']}: problem ids are not unique")
+            raise ValueError(f"{settings.data}: problem ids are not unique")
         self.complete = os.path.exists(path)
         self.is_new = not self.complete and not os.path.exists(self.partial)
         if self.is_new:
-            check_output(path)
+            check_output(path, [settings.data])
         else:
             self._check_settings()
         if self.complete:
@@ -41,21 +49,22 @@ class RolloutFile:
 
     def _check_settings(self) -> None:
         try:
-            before = read_json(self.config)["settings"]
+            before = read_json(self.config)
+            settings, inputs = dict(before["settings"]), dict(before["inputs"])
         except (OSError, ValueError, KeyError, TypeError):
             raise ValueError(f"{self.path} exists, but {self.config} does not say what made it") \
                 from None
-        if other := [f"{name} was {before.get(name)!r}" for name, value in self.settings.items()
-                     if value != before.get(name)]:
+        if other := [f"{name} was {settings.get(name)!r}"
+                     for name, value in self.made_with["settings"].items()
+                     if value != settings.get(name)]:
             raise ValueError(f"{self.path} was made with other settings ({', '.join(other)})")
+        check_same(self.made_with["inputs"], inputs, self.path)
 
     def _read_partial(self) -> None:
         with open(self.partial, "rb+") as file:             # A kill may have cut the last line.
             file.truncate(file.read().rfind(b"\n") + 1)
         self.rows = {(row["id"], row["sample"]): row
                      for row in read_jsonl(self.partial, "id", "sample")}
-        if any(name not in self.order for name, _ in self.rows):
-            raise ValueError(f"{self.settings['data']} has changed since {self.partial} was begun")
         if self.rows:
             print(f"{self.partial}: {len(self.rows)} rollouts are there,"
                   f" {len(self.missing()[1])} problems remain")
@@ -68,13 +77,14 @@ class RolloutFile:
 
     def __enter__(self):
         if self.is_new:
-            write_json(self.config, {"command": sys.argv, "settings": self.settings})
+            write_json(self.config, self.made_with)
         self.file = open(self.partial, "a", encoding="utf-8")
         self.start, self.tokens = time.perf_counter(), 0
         return self
 
     def __exit__(self, *_):
         self.file.close()
+        sync(self.partial)
 
     def add(self, problem: dict, number: int, sample, text: str, reward: float) -> None:
         """Write one answer down at once, unless it was there before."""

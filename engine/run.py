@@ -1,6 +1,6 @@
 """A run directory: what a training run leaves behind, and how it goes on after any kind of stop.
 
-    settings.json       the settings, the command, and the sha256 of every file that matters
+    settings.json       the settings, the command, and digests of the data and of the models
     metrics.jsonl       a line per step
     checkpoint-N/       the last few: model/, optimizer.safetensors, state.json
     best/  step-N/      the best model by --eval; the models that --keep-at asks for
@@ -11,7 +11,6 @@ Only the first process writes, and everything is written whole or not at all. A 
 first forgets what was written after its last checkpoint, and then writes it again, the same.
 """
 import contextlib
-import fcntl
 import glob
 import json
 import math
@@ -24,13 +23,14 @@ import time
 from dataclasses import asdict
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from engine.files import (as_line, check_output, read_json, sha256, whole_directory, whole_file,
-                          write_json, write_jsonl)
+from engine.files import (as_line, check_output, lock_directory, read_json, whole_directory,
+                          whole_file, write_json, write_jsonl)
 from engine.flags import Stopped
 from engine.huggingface import save_tensors
+from engine.inputs import check_same, digests
 from model import save
 
 MAY_CHANGE = ("out", "resume", "save_every", "keep", "keep_at", "device", "offload", "micro_tokens",
@@ -47,11 +47,11 @@ class Run:
         self.asked_to_stop, self.bar, self.shown = None, None, ""
         self.metrics = os.path.join(self.out, "metrics.jsonl")
         self.settings_file = os.path.join(self.out, "settings.json")
-        self.checkpoint = max(self._numbered("checkpoint"), key=_number, default=None)
+        self.checkpoint = self._newest_checkpoint()
         self._check(files)
         ranks.wait()                                        # all have looked before one writes
         if ranks.first:
-            self._lock()
+            self.lock = lock_directory(self.out)
             self._open()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask_to_stop)
@@ -60,10 +60,13 @@ class Run:
     def _check(self, files: list[str]) -> None:
         """May this run begin or go on here? ValueError, and nothing is touched, where it may not."""
         self.begun_with = {"command": sys.argv, "settings": asdict(self.settings),
-                           "sha256": {file: sha256(file) for file in files}}
+                           "sha256": digests(files)}
         self.begun = bool(self.checkpoint) or os.path.exists(self.metrics)
         if self.begun and not self.settings.resume:
             raise ValueError(f"{self.out} holds a run: --resume goes on with it")
+        if self.begun and not self.checkpoint and os.path.exists(f"{self.out}/model/config.json"):
+            raise ValueError(f"{self.out} is finished and its checkpoints are gone: the model is"
+                             f" {self.out}/model")
         if self.begun:
             self._check_same()
         elif os.path.isdir(self.out) and any(name != "settings.json" and ".partial" not in name
@@ -79,22 +82,12 @@ class Run:
     def _check_same(self) -> None:
         """ValueError where settings or files are not those that the run was begun with."""
         before = read_json(self.settings_file) or {}
-        settings, digests = before.get("settings", {}), before.get("sha256", {})
+        settings = before.get("settings", {})
         if other := [f"{name} was {settings.get(name)!r}"
                      for name, value in self.begun_with["settings"].items()
                      if name not in self.may_change and value != settings.get(name)]:
             raise ValueError(f"this run was begun with other settings: {', '.join(other)}")
-        for file, digest in self.begun_with["sha256"].items():
-            if digest != digests.get(file):
-                raise ValueError(f"{file} has changed since this run was begun")
-
-    def _lock(self) -> None:
-        """Keep other processes out of this directory for as long as this process lives."""
-        self.lock = os.open(self.out, os.O_RDONLY)
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another process is running in {self.out}") from None
+        check_same(self.begun_with["sha256"], before.get("sha256", {}), self.out)
 
     def _open(self) -> None:
         """Note how the run was begun; drop what a killed run wrote after its last checkpoint."""
@@ -108,6 +101,9 @@ class Run:
         for path in self._numbered("rollouts/step") + self._numbered("texts/step"):
             if _number(path) > last:
                 os.remove(path)
+        for path in self._numbered("checkpoint"):
+            if _number(path) > last:                        # It is damaged.
+                os.rename(path, path + ".partial-damaged")
         for half in glob.glob(glob.escape(self.out) + "/*.partial-*"):
             shutil.rmtree(half, ignore_errors=True)
 
@@ -115,6 +111,21 @@ class Run:
         """The files or directories called NAME-000012 (and an ending), in order."""
         paths = glob.glob(f"{glob.escape(self.out)}/{name}-*")
         return sorted((path for path in paths if ".partial" not in path), key=_number)
+
+    def _newest_checkpoint(self) -> str | None:
+        """The last checkpoint that can be read. ValueError where there are some and none can."""
+        checkpoints = self._numbered("checkpoint")
+        for path in reversed(checkpoints):
+            try:
+                read_json(os.path.join(path, "state.json"))["step"]
+                for file in glob.glob(glob.escape(path) + "/**/*.safetensors", recursive=True):
+                    safe_open(file, "pt").__enter__()       # Its header says how long it must be.
+                return path
+            except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
+                print(f"{path} is damaged ({error}) and not used", file=sys.stderr)
+        if checkpoints:
+            raise ValueError(f"{self.out}: no checkpoint can be read")
+        return None
 
     def _kept(self, step: int) -> str:
         return os.path.join(self.out, f"step-{step:06d}")
@@ -170,9 +181,9 @@ class Run:
         if row["skipped"] and self.ranks.first:
             tqdm.write(f"step {step}: the loss or the gradient is not finite; its update is"
                        " left out", file=sys.stderr)
-        if optimizer.skipped >= GIVE_UP_AFTER:
-            raise FloatingPointError(f"the last {GIVE_UP_AFTER} losses or gradients were not"
-                                     f" finite; the checkpoints in {self.out} are from before")
+        if optimizer.skipped >= min(GIVE_UP_AFTER, self.last):
+            raise FloatingPointError(f"the last {optimizer.skipped} losses or gradients were not"
+                                     f" finite; what {self.out} holds is from before")
         if step in self.settings.keep_at and self.ranks.first:
             save(model, self._kept(step))                   # before the checkpoint: none is lost
         # All processes must leave at the same step, whichever of them was asked to.
@@ -207,8 +218,12 @@ class Run:
                 save(model, os.path.join(self.out, "best"))
 
     def finish(self, model) -> None:
-        if self.ranks.first:
-            save(model, os.path.join(self.out, "model"))
+        """Save the model. If this run was at its end before, nothing is touched."""
+        path = os.path.join(self.out, "model")
+        if self.ranks.first and self.bar.n == self.bar.initial and os.path.exists(path):
+            print(f"{path} is complete: nothing to do")
+        elif self.ranks.first:
+            save(model, path)
         self.ranks.wait()
 
     def write_rollouts(self, step: int, groups: list[list[dict]]) -> None:

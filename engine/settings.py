@@ -27,7 +27,7 @@ class Training(Machine):
     # ---- the run
     out: str                        # run directory; the trained model will be in OUT/model
     resume: bool = False            # go on from the last checkpoint in OUT
-    seed: int = 0                   # same seed, same machine: same run
+    seed: int = limits(0, at_least=0)  # same seed, same machine: same run
     eval: str | None = None         # held-out problems: the share that is answered right is measured
     eval_every: int = limits(100, at_least=1)   # steps between two measurements; the last always is
     eval_n: int = limits(1, at_least=1)         # samples per problem

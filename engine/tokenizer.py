@@ -1,13 +1,19 @@
-"""The tokenizer of a model directory, and answers as text."""
+"""The tokenizer of a model directory: prompts as tokens, and answers as text."""
 import os
 import sys
 import time
 
 from engine.files import refuse_run_directory
+from engine.prompts import pieces
 
 
 def load_tokenizer(path: str):
-    """The tokenizer of a model directory; ValueError where there is none."""
+    """The tokenizer of a model directory; ValueError where there is none.
+
+    It reads special tokens as plain text: nobody's data can write one. `encode_prompts` lets the
+    template's through. A file that was saved while transformers padded or cut texts says so; it is
+    not obeyed, as transformers does not obey it either unless it is asked again.
+    """
     from tokenizers import Tokenizer
     refuse_run_directory(path)
     file = os.path.join(path, "tokenizer.json")
@@ -15,9 +21,29 @@ def load_tokenizer(path: str):
         missing = "tokenizer.json" if os.path.isdir(path) else "such directory"
         raise ValueError(f"{path}: no {missing}")
     try:
-        return Tokenizer.from_file(file)
+        tokenizer = Tokenizer.from_file(file)
     except Exception as error:      # tokenizers raises plain Exceptions
         raise ValueError(f"{file}: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def encode_prompts(tokenizer, prompts: list[str]) -> list[list[int]]:
+    """The tokens of prompts. In one that a template made, the question is plain text throughout."""
+    ids, parts = [[] for _ in prompts], [pieces(prompt) for prompt in prompts]
+    encoded = {}
+    for special in (False, True):       # all texts of a kind together, which is faster
+        texts = list(dict.fromkeys(text for some in parts for text, own in some if own == special))
+        tokenizer.encode_special_tokens = not special
+        encoded |= {(text, special): one.ids for text, one in zip(
+            texts, tokenizer.encode_batch(texts, add_special_tokens=False))}
+    tokenizer.encode_special_tokens = True
+    for mine, some in zip(ids, parts):
+        for piece in some:
+            mine += encoded[piece]
+    return ids
 
 
 def stop_ids(model, tokenizer) -> set[int]:

@@ -127,12 +127,13 @@ def check_keep_at(settings, steps: int) -> None:
 
 
 def files_of(settings) -> list[str]:
-    """What must not change while a run is stopped: data, and what the models are like."""
+    """What must not change while a run is stopped: data and models."""
     given = vars(settings)
-    files = [*settings.data, *filter(None, map(given.get, ("val", "eval", "init")))]
-    for folder in filter(None, map(given.get, ("model", "init", "tokenizer"))):
-        files += [os.path.join(folder, name) for name in ("config.json", "tokenizer.json")]
-    return list(filter(os.path.isfile, files))
+    files = [*settings.data, *filter(None, map(given.get, ("val", "eval", "model")))]
+    for path in filter(None, map(given.get, ("init", "tokenizer"))):    # no weights are read there
+        inside = [os.path.join(path, name) for name in ("config.json", "tokenizer.json")]
+        files += filter(os.path.isfile, inside) if os.path.isdir(path) else [path]
+    return files
 
 
 def tell(lines: list[str], ranks) -> None:

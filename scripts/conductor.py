@@ -20,7 +20,7 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)        # Every script imports this file first, so that it finds the rooms.
 
-from engine.files import whole_file
+from engine.files import lock_directory, whole_file
 from engine.flags import Stopped, limits
 
 TRAINERS = ("sft.py", "grpo.py", "ppo.py")
@@ -77,31 +77,39 @@ class Plan:
             self.stages.append(stage)
 
     def conduct(self, end: str, free=()) -> None:
-        """Run what is not there, or print all. OUT is bound to all settings but the `free` ones."""
-        settings = self.settings
-        self.check_inputs()
+        """Run what is not there, or print all. OUT is bound to its inputs, and to all settings but
+        the `free` ones."""
+        settings, inputs = self.settings, self.inputs()
         if settings.dry_run:
             print(self.script())
             return
+        from engine.inputs import digests       # It imports torch, which takes a second.
         path, free = f"{settings.out}/settings.txt", {"out", "dry_run", "jobs", *free}
-        text = "".join(f"{name}: {value}\n" for name, value in vars(settings).items()
-                       if name not in free)
+        record = {name: value for name, value in vars(settings).items() if name not in free}
+        text = "".join(f"{name}: {value}\n" for name, value in
+                       {**record, **digests(inputs)}.items())
+        lock = lock_directory(settings.out)
         if os.path.exists(path) and open(path).read() != text:
-            raise ValueError(f"{settings.out} was made with other settings ({path}): another --out?")
+            raise ValueError(f"{settings.out} was made with other settings or inputs ({path}):"
+                             " another --out?")
         with whole_file(path) as file:
             file.write(text)
         Conductor(self.stages, self.jobs).run(end)
+        os.close(lock)
 
-    def check_inputs(self) -> None:
-        """ValueError for a file that a stage reads, where there is none and no stage makes it."""
+    def inputs(self) -> list[str]:
+        """What the stages read and none of them makes. ValueError where it is not there."""
         made = {os.path.normpath(path) for stage in self.stages for path in (stage.made, stage.out)}
+        given = {}
         for stage in self.stages:
             flag = ""
             for word in stage.command[2:]:
                 flag = word if word.startswith("--") else flag
-                if flag in INPUTS and word != flag and not os.path.exists(word) and \
-                        made.isdisjoint(upwards(word)):
-                    raise ValueError(f"{word}: no such file or directory ({stage.what})")
+                if flag in INPUTS and word != flag and made.isdisjoint(upwards(word)):
+                    if not os.path.exists(word):
+                        raise ValueError(f"{word}: no such file or directory ({stage.what})")
+                    given[word] = None
+        return list(given)
 
     def script(self) -> str:
         """The commands, each behind a line that says what it does."""

@@ -23,7 +23,7 @@ class Settings(Experiment):
     base: str                               # directory of the base model
     data: str                               # problems
     tune: str = limits("last", one_of=("last", "base"))     # the model that a round fine-tunes
-    seed: int = 0
+    seed: int = limits(0, at_least=0)
     rounds: int = limits(4, at_least=1)     # of sampling and fine-tuning
     problems: int = limits(64, at_least=1)  # in a round
     samples: int = limits(8, at_least=1)    # of each (Echo Chamber: 64)

@@ -22,7 +22,7 @@ from verify import styles
 class Settings:
     out: str = "runs/first"                 # where the puzzles and the run go
     steps: int = limits(12, at_least=1)     # of GRPO, 128 answers each
-    seed: int = 0                           # of GRPO
+    seed: int = limits(0, at_least=0)     # of GRPO
 
 
 def call(text: str) -> None:

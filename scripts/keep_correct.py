@@ -24,11 +24,11 @@ class Settings:
     as_many_as: str = ""                    # keep at most as many as this file has lines
     per_problem: int = limits(1, at_least=0)    # and of each problem so many (paper: 1); 0: all
     wrong: bool = False                     # keep the wrong ones instead, to compare with
-    seed: int = 0                           # of the order, and so of the choice
+    seed: int = limits(0, at_least=0)     # of the order, and so of the choice
 
 
 def main(settings: Settings) -> None:
-    check_output(settings.out)
+    check_output(settings.out, [*settings.data, settings.as_many_as])
     word, number, rows = "wrong" if settings.wrong else "correct", 0, []
     for row in (row for path in settings.data for row in read_rollouts(path)):
         number += 1

@@ -24,7 +24,7 @@ class Settings(Experiment):
     widths: list[int] = field(default_factory=lambda: [48, 96, 128])    # of the models
     lessons: int = limits(9_000_000, at_least=1)        # tokens of the styles that reason
     tokens: int = limits(3_000_000, at_least=1)         # tokens of the mixture
-    seed: int = 0
+    seed: int = limits(0, at_least=0)
     data: str = "data/tiny"     # holds the lab's puzzles, or will: they are not among the documents
 
 

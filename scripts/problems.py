@@ -1,62 +1,58 @@
-"""Official or our own problem files as the files of an experiment: split, and with prompts.
+"""Public problem files, or our own, as the files of an experiment: split, and with prompts.
 
     python scripts/problems.py --source MATH/train.jsonl --parts sft=900 val=100 rl=0 --out data
+    python scripts/problems.py --source MATH/train --parts sft=900 rl=0 --out data
     python scripts/problems.py --source kk.jsonl --parts test=3:300,4:150 --no-shuffle --out data
     python scripts/problems.py --source data/rl.jsonl --template base --parts rl_base=0 --out data
 
-Each part is a file in --out, of so many problems, or of so many of each level; 0 takes all that are
-left. MATH and GSM8K lines come with their own solution as `response`, so a part is also a file of
-SFT examples. GSM8K's final answer is put in the box that the rules look for.
+A source is JSONL, a JSON array, parquet, or a folder of such files or of one JSON file for each
+problem. Each part is a file in --out, of so many problems, or of so many of each level; 0 takes all
+that are left. MATH and GSM8K rows come with their own solution as `response`, so a part is also a
+file of SFT examples. GSM8K's final answer is put in the box that the rules look for.
 """
-import os
 import random
 import re
 from dataclasses import dataclass
 
 import conductor  # so that Python finds the files above scripts/
-from engine.files import numbered_jsonl, read_jsonl, write_jsonl
+from engine.files import data_files, numbered_rows, write_jsonl
 from engine.flags import command, limits, parse
-from engine.problems import as_problem, read_problems
+from engine.problems import first_of, read_problems
 from engine.prompts import TEMPLATES
+from verify import last_boxed
 
 
 @dataclass(kw_only=True)
 class Settings:
-    source: list[str]           # MATH, GSM8K or K&K files, or ours
+    source: list[str]           # files or folders of MATH, GSM8K, AIME, DeepMath or K&K, or ours
     parts: list[str]            # such as sft=900 val=100 rl=0, or test=3:300,4:150
     out: str                    # directory
     template: str = limits("", one_of=("", *TEMPLATES))     # make the prompts anew; without it our
-    #                             own keep theirs, and official files get chat
+    #                             own keep theirs, and public files get chat
     shuffle: bool = True        # else in the order of the source
     seed: int = 0
 
 
 def with_response(problem: dict) -> dict:
     """The problem with its own solution as the response of an SFT example, where it has one."""
-    solution = problem.get("solution" if problem["task"] == "math" else "answer")
-    if problem["task"] == "kk" or not isinstance(solution, str):
+    solution = first_of(problem, "solution" if problem["task"] == "math" else "answer", kind=str)
+    if problem["task"] == "kk" or solution is None:
         return problem
     if problem["task"] == "gsm8k":                          # <<3*4=12>> is for a calculator
         solution = re.sub(r"<<[^<>]*>>", "", solution).rsplit("####", 1)[0].rstrip()
         solution += f"\n\\boxed{{{problem['gold']}}}"
+    if last_boxed(solution) is None:                        # AIME's may have none: never rewarded
+        return problem
     return {**problem, "response": "\n" + solution}         # begins as the paper's do
 
 
-def read(path: str, template: str) -> list[dict]:
-    """The problems of a file; with a template, whatever prompts they had are made anew."""
-    if not template:
-        return [with_response({**row, **problem})
-                for row, problem in zip(read_jsonl(path), read_problems(path))]
-    problems = []
-    for number, row in numbered_jsonl(path):
-        bare = {name: value for name, value in row.items() if name not in ("prompt", "response")}
-        try:
-            problem = as_problem(bare, template, f"{os.path.basename(path)}:{number}")
-            problems.append(with_response({**problem, "id": row.get("id", problem["id"])}))
-        except (TypeError, AttributeError):             # no problem, or a number instead of a text
-            raise ValueError(f"{path}:{number}: no prompt can be made of it: needs the fields of an"
-                             " official K&K, MATH or GSM8K file") from None
-    return problems
+def read(source: list[str], template: str) -> list[dict]:
+    """The problems of all files, with their fields in the order of the source. With a template,
+    whatever prompts they had are made anew."""
+    if template:
+        return read_problems(source, template, anew=True)
+    rows = [row for file in data_files(source) for _, row in numbered_rows(file)]
+    return [{**row, **problem} for row, problem in zip(rows, read_problems(source))]
 
 
 def take(problems: list[dict], part: str) -> tuple[str, list[dict]]:
@@ -74,9 +70,7 @@ def take(problems: list[dict], part: str) -> tuple[str, list[dict]]:
 
 
 def main(settings: Settings) -> None:
-    problems = [problem for path in settings.source for problem in read(path, settings.template)]
-    if len({problem["id"] for problem in problems}) < len(problems):
-        raise ValueError(f"{' '.join(settings.source)}: problem ids are not unique")
+    problems = [with_response(one) for one in read(settings.source, settings.template)]
     if settings.shuffle:
         random.Random(f"problems, seed {settings.seed}").shuffle(problems)
     parts = {}

@@ -29,7 +29,7 @@ QUICK = "--trace 0 --steps 12 --test-puzzles 120".split()    # what --quick mean
 @dataclass(kw_only=True)
 class Settings(Experiment):
     task: str = limits("tiny", one_of=("tiny", "kk", "math"))       # which experiment
-    seed: int = 0               # of fine-tuning and of GRPO
+    seed: int = limits(0, at_least=0)  # of fine-tuning and of GRPO
     base: str = ""              # directory of the base model; tiny: assets/tiny_base
     trace: list[int] = field(default_factory=lambda: [0, 50])   # at what percent of GRPO, beside
     #                             its end, answers are taken to fine-tune on

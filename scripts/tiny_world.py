@@ -31,7 +31,7 @@ class Settings:
     tokenizer: str = "assets/tiny_base"         # directory of the tokenizer that counts these
     people: list[str] = field(default_factory=lambda: ["3=100"])    # shares of the sizes
     right: float = limits(30.0, at_least=0, at_most=100)    # guesses of 100; the rest is random
-    seed: int = 0
+    seed: int = limits(0, at_least=0)
     exclude: list[str] = field(default_factory=list)    # K&K files whose puzzles must not come
 
 

@@ -190,8 +190,8 @@ def sampled_world(monkeypatch, model, seed):
                 for row in which]
 
     class Words:
-        def encode(self, *_, **__):
-            return type("Encoded", (), {"ids": PROMPT})
+        def encode_batch(self, texts, **_):
+            return [type("Encoded", (), {"ids": PROMPT})] * len(texts)
 
     monkeypatch.setattr(effect, "generate", generate)
     monkeypatch.setattr(effect, "stop_ids", lambda *_: {END})
@@ -324,7 +324,7 @@ def test_a_run_by_its_words_files_and_numbers(files, tmp_path, monkeypatch, caps
             "--device", "cpu")
     code, out, err = command(capsys, *flags(test, data, *more))
     assert code == 0, err
-    assert "G from 8 answers to 4 problems" in out and "\ndata  " in out
+    assert "G from 8 answers to 4 problems" in err and out.startswith("data  ")
     rows = read(tmp_path / "out/data.effects.jsonl")
     assert [row["id"] for row in rows] == ["d0", "d1", "d2"]
     assert all(abs(row["cosine"]) <= 1 and row["length"] > 1 for row in rows)

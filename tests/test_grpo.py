@@ -247,7 +247,8 @@ def test_thirty_steps_learn(toy, tmp_path):
     sampled = read(tmp_path / "r" / "rollouts" / files[-1])
     assert len(sampled) == 128
     assert abs(sum(r["reward"] for r in sampled) / 128 - last["reward"]) < 1e-9
-    bare = [r["reward"] for r in sampled if r["response"].startswith("\\boxed")]
+    bare = [r["reward"] for r in sampled if r["response"].startswith("\\boxed")
+            and r["response"].count("\\boxed") == 1]
     assert last["styles"]["bare"] == {"share": len(bare) / 128, "right": sum(bare) / len(bare)}
     assert {"id", "task", "prompt", "gold", "response", "tokens", "logprobs", "finished", "reward",
             "step", "sample"} <= sampled[0].keys()
@@ -317,7 +318,8 @@ def test_more_steps_may_be_asked_of_a_run(toy, tmp_path):
 
 def test_steps_without_a_gradient_and_prompts_too_long(toy, tmp_path):
     """Answers of one token are all wrong: groups of equal rewards, and weights that do not move."""
-    write(tmp_path / "data.jsonl", repeats(20) + [repeats(1)[0] | {"prompt": "1" * 40 + "="}])
+    write(tmp_path / "data.jsonl", repeats(20) + [
+        repeats(1)[0] | {"id": "long", "prompt": "1" * 40 + "="}])
     done = run(toy, *POLICY_FLAGS, "--data", tmp_path / "data.jsonl", "--out", tmp_path / "r", "--steps",
                "3", "--max-new-tokens", "1", "--weight-decay", "0", script="grpo.py")
     assert done.returncode == 0, done.stderr

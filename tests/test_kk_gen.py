@@ -180,6 +180,37 @@ def test_official_puzzles_are_read_and_solved():
         assert solve(read_statements(line["statements"])) == [tuple(line["solution"])]
 
 
+@pytest.mark.parametrize("said, roles, text, listed", [
+    ((("or", (*T, 1), (*F, 0)), (*T, 0)), [True, True], "Ada is a knight, and Bo is a knight.",
+     "(1) Ada is a knight\n(2) Bo is a knight"),
+    (((*F, 1), ("or", (*F, 0), (*F, 1)), (*T, 0)), [False, True, False],
+     "Ada is a knave, Bo is a knight, and Cy is a knave.",
+     "(1) Ada is a knave\n(2) Bo is a knight\n(3) Cy is a knave")])
+def test_a_solution_is_told_as_the_public_files_tell_it(said, roles, text, listed):
+    """With a comma before the "and", of two people too."""
+    names = ["Ada", "Bo", "Cy"][:len(roles)]
+    assert solve(said) == [tuple(roles)]
+    row = kk_gen.puzzle_line(kk_gen.Settings(people=str(len(names)), out=""), random.Random(0), "x",
+                             0, said, {"names": names, "knight_knave": KNIGHT_KNAVE})
+    assert (row["solution_text"], row["solution_text_format"]) == (text, listed)
+
+
+@pytest.mark.parametrize("statement", [
+    ("and",), ("or",), ("and", (*T, 0)), ("or", (*F, 1)), ("not",), ("not", (*T, 0), (*T, 1)),
+    ("->", (*T, 0)), ("->", (*T, 0), (*T, 1), (*F, 1)), ("<=>", (*T, 0), (*T, 1), (*F, 1)),
+    ("lying", 0, 1), ("lying",), ("xor", (*T, 0), (*T, 1))])
+def test_a_statement_with_a_wrong_number_of_parts_is_refused(statement):
+    """No part may be left out of the solution or of the text."""
+    said = (statement, (*T, 0), (*F, 0))
+    for use in (lambda: solve(said), lambda: chain_of_thought(said),
+                lambda: check_chain_of_thought(said, LILY_SEARCH),
+                lambda: kk_gen.claim_text(statement, "ABC", KNIGHT_KNAVE)):
+        with pytest.raises(ValueError, match="not a statement, or not with this number of parts"):
+            use()
+    with pytest.raises(ValueError, match="is not a string of 2 to 12 statements"):
+        read_statements(repr(said))
+
+
 def test_what_a_person_can_say():
     leaves, nots, *pairs = [[said for said, _ in kind] for kind in claims(2, 0)]
     assert leaves == [(*T, 0), (*T, 1), (*F, 1)]                # never "I am a knave"
@@ -484,9 +515,26 @@ def test_a_style_is_told_from_what_it_writes(style, compact):
     ("A=T B=T: A ok, B\n\\boxed{}", "other"), ("Well...\n\\boxed{A is a knight}", "other"),
     ("", "other"), ("A=T B=T", "other"), ("A=T B=T: A ok\nA=T B=", "table"),
     ("A cannot be a knave, because.\n\\boxed{}", "other"),
+    ("x cannot be a, because b.\n\\boxed{}", "search"),
+    ("x cannot be a cannot be b, because c, because d.\n\\boxed{}", "search"),
+    (" cannot be a, because b.\n\\boxed{}", "other"),
+    ("x cannot be , because b.\n\\boxed{}", "other"),
     ("A=X ok\n\\boxed{}", "other"), ("\\boxed{A}\nA=T ok\n\\boxed{A is a knave}", "other")))
 def test_the_style_of_unusual_answers(text, style):
     assert style_of(text) == style
+
+
+def test_the_style_of_megabytes():
+    """In a process of its own: a quadratic search would take it longer than a minute."""
+    program = """if True:
+        from kk_gen import style_of
+        for text in ("x cannot be y.", "x cannot be y ", "a, because b.", "A=T ", "If x is y ",
+                     "A=T: a ok b ", "Assume x; that is possible.", "out, back to x ", "A=T ok "):
+            print(style_of(text * (3_600_000 // len(text)) + ".\\n\\\\boxed{}"))
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          timeout=60, cwd=os.path.dirname(kk_gen.__file__))
+    assert done.stdout.split() == ["other"] * 9, done.stderr
 
 
 def test_the_style_of_a_long_line_takes_no_time():
@@ -529,6 +577,26 @@ def test_bad_statements_are_refused(text):
     with pytest.raises(ValueError) as error:
         read_statements(text)
     assert ("solutions" in str(error.value)) == (text == "(('lying', 1), ('lying', 0))")
+
+
+@pytest.mark.parametrize("op, truth", [("and", all), ("or", any)])
+def test_no_part_of_a_long_statement_is_left_out(op, truth):
+    """Each part decides on its own: the truth, the text, the canonical form and the chains."""
+    parts = [(*T, 0), (*F, 1), (*T, 2), (*F, 3), (*T, 4)]
+    for count in (2, 3, 4, 5):
+        statement = (op, *parts[:count])
+        rows = kk_gen.true_rows(statement, 5)
+        for row, roles in enumerate(kk_gen.truth_table(5)):
+            assert rows >> row & 1 == truth(roles[who] == (role == "telling-truth")
+                                            for role, who in parts[:count])
+        words = [kk_gen.claim_text(part, "ABCDE", KNIGHT_KNAVE) for part in parts[:count]]
+        text = f" {op} ".join(words)
+        assert kk_gen.claim_text(statement, "ABCDE", KNIGHT_KNAVE) == text
+        said = (statement, (*T, 1), (*T, 2), (*T, 3), (*F, 4))
+        assert f"A: {text}\n" in kk_gen.compact_prompt(said, "ABCDE", KNIGHT_KNAVE)
+        for place in range(count):                          # without one part: another puzzle
+            fewer = (op, *parts[:place], *parts[place + 1:count])
+            assert count == 2 or canonical_form((fewer, *said[1:])) != canonical_form(said)
 
 
 def test_statements_with_more_than_two_parts():
@@ -617,6 +685,19 @@ def test_source_keeps_puzzles_names_and_role_words(tmp_path):
     few = made(tmp_path, "--people", "2,5", "--source", source, "--num", 2, "--exclude",
                written(tmp_path / "excluded", OFFICIAL[:1]), "--template", "compact")
     assert [line["names"] for line in few] == [OFFICIAL[1]["names"], OFFICIAL[4]["names"]]
+
+
+def test_a_source_may_be_a_folder_or_an_array(tmp_path):
+    os.makedirs(tmp_path / "kk")
+    (tmp_path / "kk" / "a.json").write_text(json.dumps(OFFICIAL[:2], indent=1))
+    written(tmp_path / "kk" / "b.jsonl", OFFICIAL[2:])
+    for source in (tmp_path / "kk", f"{tmp_path}/kk/"):
+        lines = made(tmp_path, "--people", "2-5", "--source", source)
+        assert [line["names"] for line in lines] == [row["names"] for row in OFFICIAL]
+        assert lines[0]["id"] == "kk2-kk-0"
+    (tmp_path / "kk" / "b.jsonl").write_text(json.dumps({**OFFICIAL[0], "names": []}))
+    done = command("--people", 2, "--source", tmp_path / "kk", "--out", tmp_path / "none")
+    assert done.returncode == 2 and f"{tmp_path}/kk/b.jsonl:1: `names`" in done.stderr
 
 
 def test_all_205_puzzles_of_two_people_and_not_one_more(tmp_path):

@@ -1,6 +1,7 @@
 """model.py against transformers (recorded, and live where it is installed) and against itself."""
 import dataclasses
 import json
+import math
 import os
 import random
 import shutil
@@ -285,10 +286,66 @@ def test_what_it_cannot_run_is_refused_by_name_before_weights(tmp_path, key, val
 
 @pytest.mark.parametrize("change, words", [
     ({"head_dim": 15}, "head_dim must be even"), ({"num_key_value_heads": 3}, "a multiple of"),
-    ({"hidden_size": None}, "config.json: missing .* 'hidden_size'")])
-def test_impossible_sizes_are_refused(tmp_path, change, words):
+    ({"hidden_size": None}, "config.json: missing .* 'hidden_size'"),
+    ({"num_key_value_heads": None}, "config.json: missing .* 'num_key_value_heads'"),
+    ({"hidden_size": "64"}, 'hidden_size = "64": not a whole number above 0'),
+    ({"num_hidden_layers": -1}, "num_hidden_layers = -1: not a whole"),
+    ({"num_hidden_layers": True}, "num_hidden_layers = true: not a whole"),
+    ({"num_hidden_layers": 10**6}, "num_hidden_layers = 1000000: more than 1000"),
+    ({"num_attention_heads": 0}, "num_attention_heads = 0: not a whole"),
+    ({"rms_norm_eps": math.nan}, "rms_norm_eps = NaN: not a number above 0"),
+    ({"rms_norm_eps": "1e-6"}, 'rms_norm_eps = "1e-6": not a number above 0'),
+    ({"tie_word_embeddings": "yes"}, 'tie_word_embeddings = "yes": not true or false'),
+    ({"rope_parameters": {"rope_theta": -1}}, "rope_theta = -1: not a number above 0"),
+    ({"rope_parameters": [1]}, r"rope_parameters = \[1\]: not an object"),
+    ({"rope_scaling": "yarn"}, 'rope_scaling = "yarn": not an object')])
+def test_impossible_configs_are_refused(tmp_path, change, words):
     with pytest.raises(ValueError, match=words):
         M.Config.load(copy_golden(tmp_path / "m", **change))
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("generation_config.json", "[1]", "generation_config.json: not a JSON object"),
+    ("generation_config.json", "{", "generation_config.json: not a JSON object"),
+    ("generation_config.json", '{"eos_token_id": "</s>"}', 'eos_token_id = "</s>": neither'),
+    ("model.safetensors.index.json", "{}", "no weight_map"),
+    ("model.safetensors.index.json", "[]", "no weight_map"),
+    ("model.safetensors.index.json", '{"weight_map": {"a": "../x"}}', '"../x" is not the name'),
+    ("model.safetensors.index.json", '{"weight_map": {"a": "x"}}', "no weights: x missing")])
+def test_broken_files_beside_the_weights_are_named(tmp_path, name, text, words):
+    path = copy_golden(tmp_path / "m")
+    (tmp_path / "m" / name).write_text(text)
+    with pytest.raises(ValueError, match=words):
+        M.load(path)
+
+
+def test_generation_config_may_say_nothing(tmp_path):
+    path = copy_golden(tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text("null")
+    assert M.load(path).eos_ids == (0,)
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda w: w.to(torch.int8), "is of type I8"), (lambda w: w > 0, "is of type BOOL"),
+    (lambda w: w * math.nan, "model.norm.weight holds numbers that are not finite"),
+    (lambda w: w / 0, "model.norm.weight holds numbers that are not finite")])
+def test_weights_that_compute_nothing_are_refused(tmp_path, change, words):
+    path = copy_golden(tmp_path / "m")
+    weights = load_file(os.path.join(path, "model.safetensors"))
+    weights["model.norm.weight"] = change(weights["model.norm.weight"])
+    save_file(weights, os.path.join(path, "model.safetensors"))
+    with pytest.raises(ValueError, match=words):
+        M.load(path)
+
+
+def test_a_model_that_broke_replaces_no_good_one(tmp_path):
+    model, path = tiny(), str(tmp_path / "m")
+    M.save(model, path)
+    before = (tmp_path / "m" / "model.safetensors").read_bytes()
+    model.model.norm.weight.data[3] = math.nan
+    with pytest.raises(FloatingPointError, match="model.norm.weight is not finite any more"):
+        M.save(model, path)
+    assert (tmp_path / "m" / "model.safetensors").read_bytes() == before
 
 
 def test_an_active_sliding_window_is_refused_an_inactive_one_is_not(tmp_path):

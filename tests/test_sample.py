@@ -508,8 +508,8 @@ def test_command_errors_are_one_line(flags, words, tmp_path):
 def test_rollouts_of_another_file_are_not_continued(tmp_path, problems):
     rows = read(problems)
 
-    def rollouts(rows, name="r.jsonl"):
-        return RolloutFile(str(tmp_path / name), {"data": "d.jsonl"}, rows, 1)
+    def rollouts(rows, name="r.jsonl", data=problems):
+        return RolloutFile(S.Settings(model=GOLDEN, data=str(data), out=str(tmp_path / name)), rows)
     with pytest.raises(ValueError, match="ids are not unique"):
         rollouts(rows + rows[:1])
     with rollouts(rows) as first:
@@ -517,11 +517,49 @@ def test_rollouts_of_another_file_are_not_continued(tmp_path, problems):
             first.add(rows[0], 0, S.Sample([token], [-0.5], True), "", 0.0)
     assert [row["tokens"] for row in read(tmp_path / "r.jsonl.partial")] == [[1]]
     assert rollouts(rows).missing() == ([*range(1, 40)], rows[1:])
-    with pytest.raises(ValueError, match="d.jsonl has changed since"):
-        rollouts(rows[1:])
+    problems.write_text(problems.read_text().replace("knave", "knight", 1))
+    with pytest.raises(ValueError, match="jsonl has changed since .* was begun"):
+        rollouts(rows)
     (tmp_path / "foreign.jsonl").write_text("")
     with pytest.raises(ValueError, match="does not say what made it"):
         rollouts(rows, "foreign.jsonl")
+
+
+def test_what_is_complete_is_so_for_its_data_and_model_alone(tmp_path, problems):
+    """Another model under the same name used to be "complete: nothing to do"."""
+    path = copy_golden(tmp_path / "m")
+    flags = ("--model", path, "--data", problems, "--out", "r.jsonl", "--limit", "2",
+             "--max-new-tokens", "3", "--dtype", "float32")
+    assert sample(tmp_path, *flags).returncode == 0
+    assert "complete" in sample(tmp_path, *flags).stdout
+    model = M.load(path)
+    with torch.no_grad():
+        model.head_weight[7] += 0.1
+    M.save(model, path)
+    done = sample(tmp_path, *flags)
+    assert done.returncode == 2 and f"{path} has changed since r.jsonl was begun" in done.stderr
+
+
+def test_a_policy_that_computes_nan_stops_everything(tmp_path, problems):
+    """Finite weights, but log-probs that are not: a norm of 1e30 overflows in the next product."""
+    path = copy_golden(tmp_path / "m")
+    model = M.load(path)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight *= 1e30
+        model.model.layers[0].mlp.down_proj.weight *= 1e30
+    M.save(model, path)
+    for script, more in (("sample.py", ("--max-new-tokens", "3")),
+                         ("grpo.py", ("--max-prompt-tokens", "200", "--max-new-tokens", "8",
+                                      "--prompts", "2", "--group", "2", "--steps", "3"))):
+        done = run(tmp_path, "--model", path, "--data", problems, "--out", script[:4], *more,
+                   "--dtype", "float32", script=script)
+        assert done.returncode == 1, done.stderr
+        assert "log-probs are not finite" in done.stderr.splitlines()[-1]
+    write(tmp_path / "x.jsonl", [{"prompt": "1", "response": "2"}])     # and SFT, in one step
+    done = run(tmp_path, "--model", path, "--data", "x.jsonl", "--out", "sft", "--max-length", "99",
+               "--dtype", "float32", script="sft.py")
+    assert done.returncode == 1 and "not finite" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "sft" / "model").exists() and not (tmp_path / "grpo" / "model").exists()
 
 
 def test_command_names_the_file_and_line_of_a_bad_problem(tmp_path, problems):

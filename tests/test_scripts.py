@@ -287,6 +287,26 @@ def test_a_run_directory_belongs_to_its_settings(tmp_path):
     assert "[1/1]" not in toy.run("--words", "c", "--jobs", 2)
 
 
+def test_a_run_directory_belongs_to_its_inputs_too(tmp_path):
+    toy = Toy(tmp_path, f'1, "one", f"TOOL --data {tmp_path}/in.jsonl --out {{out}}/a"')
+    (tmp_path / "in.jsonl").write_text("1")
+    toy.run()
+    toy.run()
+    (tmp_path / "in.jsonl").write_text("2")
+    assert "other settings or inputs" in toy.run(code=2)
+
+
+def test_an_experiment_runs_once_in_a_directory(tmp_path):
+    """Twice within a second, each took the other's half-made files for its own."""
+    toy = Toy(tmp_path, '1, "a", f"TOOL --out {out}/a --wait {out}/go"')
+    first = toy.begin()
+    while not (toy.out / "a.begun").exists():
+        time.sleep(0.01)
+    assert toy.run(code=2) == f"toy.py: another process is running in {toy.out}\n"
+    (toy.out / "go").touch()
+    assert first.wait() == 0
+
+
 def test_two_jobs_run_side_by_side_and_wait_for_what_they_need(tmp_path):
     """a and b wait for each other: one by one they never end. c needs a part of a, d needs c."""
     toy = Toy(tmp_path, '1, "a", f"TOOL --out {out}/a --wait {out}/b.begun"',

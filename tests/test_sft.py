@@ -225,11 +225,11 @@ def test_ctrl_c_saves_and_says_how_to_go_on(toy, tmp_path):
 
 
 def test_a_run_that_blows_up_stops_with_its_checkpoints_intact(toy, tmp_path):
-    done = run(toy, *BASIC, "--out", tmp_path / "r", "--lr", "1e38", "--clip-norm", "1e38",
+    done = run(toy, *BASIC, "--out", tmp_path / "r", "--lr", "1e30", "--clip-norm", "1e38",
                "--save-every", "1", "--schedule", "constant", "--epochs", "20")
     assert done.returncode == 1 and "not finite" in done.stderr.splitlines()[-1]
     rows = metrics(tmp_path / "r")
-    assert [row["skipped"] for row in rows[-6:]] == [0, 1, 1, 1, 1, 1]
+    assert [row["skipped"] for row in rows[-6:]] == [0, 1, 1, 1, 1, 1], done.stderr
     good = rows[-6]["step"]
     assert (tmp_path / "r" / f"checkpoint-{good:06d}").exists()
     assert not (tmp_path / "r" / f"checkpoint-{good + 1:06d}").exists()
@@ -248,6 +248,49 @@ def test_a_full_disk_is_one_line_and_loses_nothing(toy, tmp_path):
     assert "cannot write" in last and "checkpoint" in last and "Traceback" not in done.stderr
     assert not list((tmp_path / "r").glob("checkpoint-*"))
     finish(toy, tmp_path / "r", *BASIC)                     # with room again it goes on
+
+
+def test_a_damaged_checkpoint_is_not_used(toy, tmp_path):
+    """The newest was cut short by the disk. The run goes on from the one before, and ends the same."""
+    flags = (*BASIC, "--save-every", "2", "--epochs", "1", "--keep", "5")
+    assert run(toy, *flags, "--out", tmp_path / "whole").returncode == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "r")
+    shutil.rmtree(tmp_path / "r" / "model")
+    newest = sorted((tmp_path / "r").glob("checkpoint-*"))[-1]
+    file = newest / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    done = run(toy, *flags, "--out", tmp_path / "r", "--resume")
+    assert done.returncode == 0 and f"{newest} is damaged" in done.stderr, done.stderr
+    for name, weight in weights(tmp_path / "whole").items():
+        assert torch.equal(weight, weights(tmp_path / "r")[name])
+    assert (newest / "optimizer.safetensors").stat().st_size > 10**3        # It was made again.
+
+
+def test_a_finished_run_is_left_as_it_is(toy, tmp_path):
+    flags = (*BASIC, "--epochs", "0.2", "--out", tmp_path / "r")
+    assert run(toy, *flags).returncode == 0
+    (tmp_path / "r" / "model" / "README.md").write_text("what I found")
+    done = run(toy, *flags, "--resume")
+    assert done.returncode == 0 and "complete: nothing to do" in done.stdout
+    assert (tmp_path / "r" / "model" / "README.md").exists()
+    metrics_before = (tmp_path / "r" / "metrics.jsonl").read_bytes()
+    for path in (tmp_path / "r").glob("checkpoint-*"):      # as an experiment does
+        shutil.rmtree(path)
+    done = run(toy, *flags, "--resume")
+    assert done.returncode == 2 and "finished and its checkpoints are gone" in done.stderr
+    assert (tmp_path / "r" / "metrics.jsonl").read_bytes() == metrics_before
+
+
+def test_another_models_weights_are_not_resumed(toy, tmp_path):
+    shutil.copytree(toy / "base" / "model", tmp_path / "m")
+    flags = ("--model", tmp_path / "m", "--data", "docs.jsonl", "--max-length", "128", "--epochs",
+             "0.2", "--out", tmp_path / "r")
+    assert run(toy, *flags).returncode == 0
+    model = M.load(str(tmp_path / "m"))
+    model.model.norm.weight.data += 0.01
+    M.save(model, str(tmp_path / "m"))
+    done = run(toy, *flags, "--resume")
+    assert done.returncode == 2 and f"{tmp_path / 'm'} has changed since" in done.stderr
 
 
 def test_what_must_not_change_under_a_resume(toy, tmp_path):

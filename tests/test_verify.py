@@ -15,8 +15,9 @@ from fractions import Fraction
 import pytest
 
 import verify
+from answers.equal import quick_equal
 from answers.latex import LONGEST, Unreadable, tidy
-from answers.numbers import inexact, values
+from answers.numbers import inexact, place, values
 from answers.tree import read
 from verify import (effective_samples, kk_correct, last_boxed, majority, math_equal, pass_at_k, reward, roles,
                     wilson)
@@ -208,6 +209,55 @@ def test_kk_roles_come_from_the_gold():
     assert kk_correct(r"\boxed{Ann is an angel}", "Ann is an angel")
 
 
+KK_THREE = "Zoey is a knight, Emma is a knight, Liam is a knave"
+
+
+@pytest.mark.parametrize("box", [
+    r"- Zoey is a knight\\ - Emma is a knight\\ - Liam is a knave",
+    "Zoey (knight), Emma (a knight), Liam (knave)",
+    "1. Zoey: knight\n2. Emma: knight\n3. Liam: knave",
+    "Zoey is a knight. Emma is a knight. Liam is a knave.",
+    "Zoey is the knight, Emma is the knight, and Liam is the knave",
+    "Zoey and Emma are knights, Liam is a knave",
+    r"\begin{aligned} &\text{Zoey is a knight} \\ &\text{Emma: knight} \\ &\text{Liam: knave}"
+    r" \end{aligned}",
+    r"\begin{cases} \text{Zoey: knight} \\ \text{Emma: knight} \\ \text{Liam: knave} \end{cases}",
+    "Zoey~is~a~knight,~Emma~is~a~knight,~Liam~is~a~knave",
+    "Liam is a knave. Zoey, Emma are both knights"])
+def test_kk_other_ways_to_write_the_same(box):
+    assert kk_correct("\\boxed{%s}" % box, KK_THREE)
+
+
+@pytest.mark.parametrize("box", [
+    "Zoey and Emma are not knights, Liam is a knave", "Zoey or Emma are knights, Liam is a knave",
+    "Zoey, Emma is a knight, Liam is a knave", "Zoey and Emma are knights",
+    "Zoey, Emma and Liam are knights",
+    "Zoey and Zoey are knights, Emma is a knight, Liam is a knave",
+    "Zoey (not knight), Emma (knight), Liam (knave)",
+    "Zoey is a knight, Emma is probably a knight, Liam is a knave",
+    "Zoey and Emma are knights, Liam and Emma are knaves",
+    "Zoey is a knight. Emma is a knight. Liam is a knave. Or not.",
+    "Zoey and Emma are knights, Liam"])
+def test_kk_hedges_denials_and_repeated_people_are_wrong(box):
+    assert not kk_correct("\\boxed{%s}" % box, KK_THREE)
+
+
+@pytest.mark.parametrize("name, same", [
+    ("Ren\u00e9", "Rene\u0301"), ("\u0130pek", "\u0130pek"), ("\u0130pek", "i\u0307pek"),
+    ("O'Neil", "o'neil"), ("Anne-Marie", "ANNE-MARIE")])
+def test_kk_names_in_unicode(name, same):
+    assert kk_correct("\\boxed{%s is a knight}" % same, f"{name} is a knight")
+
+
+@pytest.mark.parametrize("task, gold, readable", [
+    ("kk", KK_GOLD, True), ("kk", "Ann and Bob is a knight", False),
+    ("kk", "Bob, Jr. is a knight", False),
+    ("kk", "Zoey", False), ("kk", "Zoey is a knight, Zoey is a knave", False), ("kk", "", False),
+    ("math", "?", True), ("gsm8k", "5", True), ("math", " ", False)])
+def test_a_gold_that_no_answer_can_match(task, gold, readable):
+    assert verify.readable_gold({"task": task, "gold": gold}) is readable
+
+
 # ---- equality: the labelled cases ------------------------------------------------------------
 @pytest.mark.parametrize("tier, wrong_no", [("core", 0), ("extraction", 0), ("convention", 9)])
 def test_math_labelled_cases(tier, wrong_no):
@@ -228,6 +278,117 @@ def test_hand_written_pairs():
     pairs = list(hand_pairs())
     wrong = [pair for pair in pairs if math_equal(pair[1].strip(), pair[0]) is not pair[2]]
     assert len(pairs) > 500 and not wrong
+
+
+KINDS = {       # kind: pairs of gold and answer that are equal, then pairs that are different
+    "exact numbers stay exact": ([
+        ("2^{2025}-2^{2024}", "2^{2024}"), ("e^{i\\pi}+1", "0"), ("(1+i)^{2024}", "2^{1012}"),
+        ("10^{40}\\pi", "\\pi\\cdot 10^{40}"), ("\\lfloor(\\sqrt{2})^2\\rfloor", "2")], [
+        ("2^{2024}", "2^{2024}-1"), ("2^{100000}", "2^{100000}+1"), ("0", "\\frac{1}{2^{2024}}"),
+        ("0", "e^{-100}"), ("\\pi", "\\pi+10^{-35}"), ("\\pi", "\\pi(1+10^{-60})"),
+        ("10^{60}", "\\sqrt{10^{120}+1}"), ("1", "1-e^{-200}"), ("1", "e^{10^{-60}}"),
+        ("(0,2^{2024})", "(0,2^{2024}-1)"), ("f(2^{2024})", "f(2^{2024}-1)"),
+        ("\\sin x", "\\sin x+10^{-90}"), ("5", "10^{60}\\sin\\pi"), ("\\sin\\pi", "e^{-150}"),
+        ("\\sqrt{2}", "1." + str(math.isqrt(2 * 10**200))[1:])]),
+    "powers of units": ([
+        ("45", "45\\text{ units}^2"), ("45\\text{ units}^2", "45\\text{ square units}"),
+        ("21", "21^{\\text{st}}"), ("2025", "45^2")], [
+        ("2025", "45\\text{ units}^2"), ("45\\text{ units}^2", "2025"),
+        ("45\\text{ square units}", "45\\text{ units}^3"), ("5", "5^{t}")]),
+    "steps": ([
+        ("\\lceil x\\rceil", "-\\lfloor -x\\rfloor"), ("(-1)^n", "(-1)^{n+2}"),
+        ("\\lfloor x+1\\rfloor", "\\lfloor x\\rfloor+1")], [
+        ("\\lceil n/2\\rceil", "\\lfloor n/2\\rfloor+1"), ("\\lfloor x\\rfloor+1",
+        "\\lceil x\\rceil"),
+        ("\\lfloor n/5\\rfloor", "\\lfloor (n+1)/5\\rfloor"), ("(-1)^n", "1"),
+        ("\\lfloor n/10\\rfloor", "\\lceil n/10\\rceil-1"), ("(-1)^n", "(-1)^{n(n+1)/2}")]),
+    "no thousands in brackets": ([
+        ("(1,100,2)", "(1, 100, 2)"), ("[0,100]", "0\\le x\\le 100"), ("2,100", "2100"),
+        ("\\frac{1,000}{3}", "1000/3"), ("(5, 1,000)", "(5,1000)")], [
+        ("[0,100]", "100"), ("100", "(0,100)"), ("1100", "(1,100)"), ("100", "0,100"),
+        ("\\{1,100\\}", "1100"), ("f(1,100)", "f(1100)"), ("(1100,2)", "(1,100,2)")]),
+    "bends": ([
+        ("|x-10|", "|10-x|"), ("\\sqrt{x^2y^2}", "|xy|"), ("|x|^2", "x^2")], [
+        ("|x-10|", "10-x"), ("|x-5000|", "5000-x"), ("|x+20|", "x+20"), ("|ab|", "ab"),
+        ("|x-2|+|x-3|", "|2x-5|"), ("\\sqrt{(x-12)^2}", "12-x"), ("|x_1x_2|", "x_1x_2"),
+        ("|x-10|<3", "10-x<3"), ("a|b|", "|a|b")]),
+    "ratios and times": ([
+        ("1:2:3", "2:4:6"), ("2:3:4", "10:15:20"), ("2:3", "\\frac{2}{3}"), ("9:16",
+        "\\frac{9}{16}"),
+        ("7\\text{ p.m.}", "7:00\\text{ PM}"), ("a:b=2:3", "4:6"), ("7:05", "07:05")], [
+        ("1:2:3", "1:3:2"), ("4:30", "2:15"), ("2:15", "4:30"), ("4:30", "\\frac{2}{15}"),
+        ("7:05", "7:5"),
+        ("7\\text{ p.m.}", "7:00\\text{ AM}"), ("1:2", "0:0"), ("1:2:3", "\\frac{1}{6}")]),
+    "letters after a value": ([
+        ("4abcd", "4dcba"), ("2\\sin x", "2sinx"), ("5\\cdot 10^{12}", "5 trillion"),
+        ("12\\text{ cm}", "12cm"),
+        ("35", "35 students"), ("20", "20 gallons of water"), ("6", "6 red marbles")], [
+        ("4", "4abcd"), ("4", "4 abcd"), ("2", "2sinx"), ("\\frac{1}{2}", "\\frac{1}{2}abcd"),
+        ("5", "5 trillion"), ("5", "5 tenths"), ("5", "5\\text{ thousandths}"), ("7",
+        "7\\text{ x}"),
+        ("7", "7\\text{M}"), ("5", "5\\text{ twenty}")]),
+    "nouns": ([
+        ("6", "6\\text{ months}"), ("5", "\\$5 \\text{ per month}"), ("6", "6\\text{ red marbles}"),
+        ("6", "6\\text{ ordered pairs}"), ("6", "6\\text{ paths}"), ("900",
+        "900\\text{ three-digit numbers}"),
+        ("5\\text{ apples}", "5\\text{ red apples}"), ("7", "7\\text{ o'clock}")], [
+        ("5\\text{ cm}", "5\\text{ m}"), ("5\\text{ feet}", "5\\text{ inches}"),
+        ("5\\text{ feet}", "5\\text{ months}"),
+        ("5\\text{ red balls}", "5\\text{ blue balls}"), ("\\$5", "\\$5\\text{ per hour}"),
+        ("3", "3\\text{ is wrong}"), ("3", "3\\text{ or }4"), ("3", "3\\text{ fourths}"),
+        ("3", "3\\text{ or more}"), ("3", "3\\text{ cubed}"), ("3", "3\\text{ point five}")]),
+    "a number after a value": ([
+        ("(n-2)2^n+1", "1+2^n(n-2)"), ("n2^{n-1}", "2^{n-1}n"), ("120", "\\frac{10!}{3!7!}"),
+        ("2^{10}5^{3}", "128000"), ("3\\pmod 7", "3"), ("3\\pmod 7",
+        "x\\equiv 10 (\\text{mod } 7)"),
+        ("3", "10\\bmod 7")], [
+        ("3", "3 3"), ("20", "2^{1}0"), ("10", "(2) 5"), ("12", "x12"), ("53", "5!3"),
+        ("3\\pmod 7", "3\\pmod 8"), ("7", "3\\pmod 7"), ("3", "10\\pmod 7"), ("3", "3\\pmod 2")]),
+    "values with a name": ([
+        ("7", "f(2)=7"), ("5", "|z|=5"), ("-2", "\\det A=-2"), ("f(2)=7", "7"), ("7", "f'(2)=7"),
+        ("\\frac{1}{2}", "P(A\\cup B)=\\frac{1}{2}"), ("5", "\\lim_{x\\to 0} f(x)=5"), ("109",
+        "m+n=109"),
+        ("\\frac{3}{5}", "\\sin\\theta=\\frac{3}{5}")], [
+        ("2", "f(2)=7"), ("10", "2x=10"), ("5", "x+1=5"), ("5", "\\sin x=5"), ("f(2)=7", "f(3)=7"),
+        ("x+y=7", "7"), ("7", "f(2)<7"), ("5", "x^2=5")]),
+    "words and layout around a value": ([
+        ("6", "\\textbf{(A)}\\ 6"), ("\\textbf{(A)}\\ 6", "A"), ("A", "(A) 6"), ("6",
+        "There are 6 ways"),
+        ("6", "\\text{There are } 6 \\text{ ways}"), ("6",
+        "\\begin{aligned} x &= 3+3 \\\\ &= 6 \\end{aligned}"),
+        ("x=6,y=7", "\\begin{aligned} x &= 6 \\\\ y &= 7 \\end{aligned}")], [
+        ("A", "\\textbf{(B)}\\ 6"), ("6", "\\textbf{(A)}\\ 7"), ("A",
+        "\\textbf{(A)}\\ \\textbf{(B)}"),
+        ("5", "(A)+5"), ("6", "\\text{There are not } 6 \\text{ ways}"), ("6",
+        "\\text{at least } 6"),
+        ("6", "\\begin{aligned} x &= 6 \\\\ y &= 7 \\end{aligned}")]),
+    "other notations": ([
+        ("\\frac{3}{16}", "0.0011_2"), ("120", "{10\\choose3}"), ("(n+1)!", "(n+1)n!"),
+        ("3\\times 10^8", "3e8"),
+        ("\\binom{n}{k}", "\\frac{n!}{k!(n-k)!}"), ("(3,\\infty)",
+        "\\{x\\in\\mathbb{R}\\mid x>3\\}"),
+        ("\\begin{cases} x & \\text{if } x>0 \\\\ 0 & \\text{if } x\\le 0 \\end{cases}",
+         "\\begin{cases} 0, & x\\le 0 \\\\ x, & x>0 \\end{cases}")], [
+        ("0.0011_2", "0.0011_3"), ("(n+1)!", "n!+1"), ("0.002", "2e-3"), ("\\{x\\mid x>3\\}",
+        "\\{x\\mid x<3\\}"),
+        ("\\begin{cases} x & \\text{if } x>0 \\\\ 0 & \\text{if } x\\le 0 \\end{cases}",
+         "\\begin{cases} x & \\text{if } x\\le 0 \\\\ 0 & \\text{if } x>0 \\end{cases}")]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_of_answers(kind):
+    equal, different = KINDS[kind]
+    assert not [pair for pair in equal if not math_equal(pair[1], pair[0])], "wrong no"
+    assert not [pair for pair in different if math_equal(pair[1], pair[0])], "wrong yes"
+
+
+def test_letters_have_every_two_signs():
+    """|ab| is ab wherever both have the same sign."""
+    names = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+    for a, b in itertools.combinations(names, 2):
+        signs = {(place(a, point) > 0, place(b, point) > 0) for point in range(24)}
+        assert len(signs) == 4, (a, b)
 
 
 def test_trap_a_minus_sign_or_a_thousands_separator_stripped():
@@ -554,6 +715,29 @@ def test_majority_by_hand():
         majority(["1"], [])
 
 
+def test_majority_compares_few_pairs_in_full_with_the_same_result():
+    """All pairs of 1,024 different answers took a minute."""
+    rng, texts = random.Random(0), sorted({text for pair in hand_pairs() for text in pair[:2]} | {
+        text for kind in KINDS.values() for pairs in kind for pair in pairs for text in pair})
+    for _ in range(60):
+        answers = rng.choices(rng.sample(texts, 10), k=20)
+        rights = [rng.random() for _ in answers]
+        assert majority(answers, rights) == majority(answers, rights, math_equal)
+    for a, b in zip(rng.choices(texts, k=9000), rng.choices(texts, k=9000)):
+        assert quick_equal(a, b) == (a == b or math_equal(a, b)), (a, b)
+    start = time.perf_counter()
+    for form in ("{0}", "({0},{1})", "x={0}", "y={0}x+1", "\\text{{the word {0}}}", "\\frac{{{0}",
+    "\\sqrt{{{0}}}+1"):
+        majority([form.format(n, n * n) for n in range(500)], [0.0] * 500)
+    assert time.perf_counter() - start < 20            # 100 s if every pair is compared in full
+
+
+def test_levels_of_any_kind_can_be_sorted():
+    levels = [1, "a", None, True, "", 0, 2.5, "1"]
+    rows = verify.rows_of([rollout(id=str(n), level=level) for n, level in enumerate(levels)])
+    assert [row["level"] for row in rows] == [0, 1, 2.5, "1", "a", "all", None, ""]
+
+
 def test_wilson_by_hand():
     """Newcombe 1998, table I: 81 of 263 is 0.2553 to 0.3662, 0 of 20 is 0 to 0.1611."""
     assert wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
@@ -566,7 +750,8 @@ def test_samples_of_one_problem_are_not_independent_trials():
     assert effective_samples([[1.0] * 8, [0.0] * 8]) == 2                  # eight copies tell no more
     assert effective_samples([[1.0] * 8, [1.0] * 8]) == 2                  # nor here, as far as we know
     # p = 6/12. The sums are 4, 1, 1, where 2 is expected: (4 + 1 + 1) / 12² · 3/2 is p (1 - p) / 4.
-    assert effective_samples([[1.0] * 4, [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]) == pytest.approx(4)
+    assert effective_samples([[1.0] * 4, [1.0, 0.0, 0.0, 0.0],
+    [0.0, 0.0, 1.0, 0.0]]) == pytest.approx(4)
     rng = random.Random(0)
     alike = [[float(rng.random() < 0.5) for _ in range(8)] for _ in range(200)]
     assert 1200 < effective_samples(alike) <= 1600                         # luck only: nearly all count
@@ -643,6 +828,7 @@ def test_command_does_not_trust_stored_rewards(tmp_path):
     ([rollout(finished="yes")], "rollouts.jsonl:1: 'finished' is not a bool"),
     ([rollout(gold=5)], "rollouts.jsonl:1: 'gold' is not a str"),
     ([rollout(level=[])], "rollouts.jsonl:1: 'level'"),
+    ([rollout(), rollout(task="kk", gold="Zoey")], "rollouts.jsonl:2: 'gold'"),
     ([rollout(task="chess")], "rollouts.jsonl:1: task 'chess'"), ([], "holds no rollouts")])
 def test_command_names_the_malformed_line(tmp_path, rows, message):
     code, out, err = command(tmp_path, rows)
