@@ -294,11 +294,11 @@ QUIZ = ("On a far island everyone is either {a_knight} or {a_knave}: {a_knight} 
 SAYS = ('{name} says: "{quote}."', '"{quote}," says {name}.', "{name} tells you that {claim}.",
         'From {name} you hear: "{quote}."')
 HEADS = {"search": "Let me settle one person at a time, trying {a_knight} before {a_knave}.",
-         "table": "Let me go through the cases. True claims fit {a_knight}, false ones {a_knave}.",
+         "table": "Let me go through the cases: true claims fit {a_knight}, false ones {a_knave}.",
          "worked": "Let me go through the cases and work out what each claim says in them."}
 FOOT = "Now every claim fits."
 SENTENCES = {
-    "assume": "Assume {name} is {role}. Then it is {truth} that {claim}; that is possible.",
+    "assume": "Assume {name} is {role}: then it is {truth} that {claim}; that is possible.",
     "cannot": "{name} cannot be {role}, because if {who} is {who_is}, it is {truth} that {claim}.",
     "back": "No role is left for {failed}, so reconsider {name}."}
 COMPACT = {"assume": "{name}={role} ok", "cannot": "{name}={role} no: {who}={who_is}",
@@ -382,6 +382,12 @@ def row_text(step, statements, names, words, compact: bool) -> str:
 
 
 # ---- reading a response ----------------------------------------------------------------------
+def lines_of(text: str) -> list[str]:
+    """The lines of a response, and the sentences of a paragraph. Of the final answer, its box."""
+    text = re.sub(r"^The final answer is: (.*\})\.$", r"\1", text, flags=re.MULTILINE)
+    return [part.strip() for line in text.splitlines() for part in re.split(r"(?<=\.) ", line)]
+
+
 def read_steps(text, statements, names, words, compact=False) -> list[tuple]:
     """The steps of a response, whoever wrote it; a line that is none becomes ("?", line).
 
@@ -392,7 +398,7 @@ def read_steps(text, statements, names, words, compact=False) -> list[tuple]:
     some_name = re.compile(rf"(?<![\w=])(?:{'|'.join(map(re.escape, names))})(?!\w)")
     frame = {"", FOOT, *(head.format(**words) for head in HEADS.values())}
     steps = []
-    for line in filter(lambda line: line not in frame, map(str.strip, text.splitlines())):
+    for line in filter(lambda line: line not in frame, lines_of(text)):
         mentioned = [names.index(name) for name in some_name.findall(line)]
         roles = [role in ("T", words["a_knight"]) for role in some_role.findall(line)]
         possible = []
@@ -430,7 +436,7 @@ def style_of(response: str) -> str:
     What counts is how it is written, not whether it is right. Of an answer that was cut off, the
     last line does not count: it may be half a line.
     """
-    lines = [line.strip() for line in response.splitlines()]
+    lines = lines_of(response)
     boxes = [number for number, line in enumerate(lines) if "\\boxed{" in line]
     lines = lines[:boxes[-1]] if boxes else lines[:-1] or lines
     styles = {next((style for style, form in LINES.items() if form.fullmatch(line)), "other")
@@ -478,9 +484,7 @@ def read_puzzles(path: str) -> list[tuple]:
 
 def statements_of(row: dict):
     """The statements of a row, once its names and role words are found to be right."""
-    if row.get("knight_knave") is None:
-        row["knight_knave"] = KNIGHT_KNAVE
-    words = row["knight_knave"]
+    words = row["knight_knave"] = row.get("knight_knave") or KNIGHT_KNAVE
     roles = [words.get("knight"), words.get("knave")] if isinstance(words, dict) else []
     statements = read_statements(row["statements"])
     if not different_texts(row["names"], len(statements)):
@@ -507,14 +511,23 @@ def puzzle_line(settings, rng, puzzle_id, index, statements, source) -> dict:
     *steps, box = [step_text(step, statements, names, words, compact) for step in steps]
     head, foot = ("", "") if compact or style == "guess" else (HEADS[style].format(**words), FOOT)
     line = {"id": puzzle_id, "task": "kk", "prompt": prompt, "gold": gold, "level": len(names)}
-    if settings.cot:        # It begins as the paper's do, and has no end token: sft.py appends it.
-        line["response"] = "\n" * (not compact) + "\n".join(filter(None, (head, *steps, foot, box)))
+    if settings.cot:
+        line |= as_example(prompt, style, compact, [*filter(None, (head, *steps, foot))], box)
     parts = gold.split(", ")
     return {**line, "quiz": quiz, "names": names, "knight_knave": words, "solution": solution,
             "solution_text": f"{', '.join(parts[:-1])}, and {parts[-1]}.",
             "solution_text_format": "\n".join(f"({i}) {text}" for i, text in enumerate(parts, 1)),
             "cot_head": head, "cot_repeat_steps": steps, "cot_foot": foot,
             "statements": repr(statements), "index": index}
+
+
+def as_example(prompt: str, style: str, compact: bool, lines: list[str], box: str) -> dict:
+    """For SFT, as in the paper: the newline is the response's, and a short chain is a paragraph."""
+    if compact:
+        return {"response": "\n".join([*lines, box])}
+    if style == "search":
+        lines, box = [" ".join(lines)], f"The final answer is: {box}."
+    return {"prompt": prompt.removesuffix("\n"), "response": "\n".join(["", *lines, box])}
 
 
 # ---- the command -----------------------------------------------------------------------------
@@ -558,7 +571,7 @@ def new_puzzles(settings, people: int, source: list[tuple], excluded: set):
 def main(settings: Settings) -> None:
     counts, lines = people_counts(settings.people), []
     if settings.out:
-        check_output(settings.out)
+        check_output(settings.out, filter(None, [settings.source, *settings.exclude]))
     elif settings.show:
         settings.num = min(settings.num, settings.show)
     else:

@@ -52,6 +52,7 @@ def theirs(case: dict, text: str, gold: str) -> bool:
 def forget() -> None:
     tree.read.cache_clear()
     numbers.values.cache_clear()
+    numbers.value_at.cache_clear()
 
 
 def agreement(grade, some: list[dict]) -> dict:

@@ -49,9 +49,10 @@ def without_end(row: dict) -> dict:
     """Many public responses spell their end token. It is taken off here, with the whitespace behind
     it, because `response_ids` adds it. The tokens of a rollout tell how it ended."""
     text = row["response"].rstrip()
-    if isinstance(row.get("tokens"), list) or not text.endswith("<|endoftext|>"):
+    end = next((end for end in ("<|endoftext|>", "<|im_end|>") if text.endswith(end)), None)
+    if isinstance(row.get("tokens"), list) or end is None:
         return row
-    return {**row, "response": text.removesuffix("<|endoftext|>"), "finished": True}
+    return {**row, "response": text.removesuffix(end), "finished": True}
 
 
 def response_ids(place: str, row: dict, ids: list[int], tokenizer, size: int, end: int):

@@ -83,11 +83,12 @@ class Plan:
         if settings.dry_run:
             print(self.script())
             return
-        from engine.inputs import digests       # It imports torch, which takes a second.
+        if inputs:
+            from engine.inputs import digests       # It imports torch, which takes a second.
         path, free = f"{settings.out}/settings.txt", {"out", "dry_run", "jobs", *free}
         record = {name: value for name, value in vars(settings).items() if name not in free}
         text = "".join(f"{name}: {value}\n" for name, value in
-                       {**record, **digests(inputs)}.items())
+                       {**record, **(digests(inputs) if inputs else {})}.items())
         lock = lock_directory(settings.out)
         if os.path.exists(path) and open(path).read() != text:
             raise ValueError(f"{settings.out} was made with other settings or inputs ({path}):"

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 import conductor  # so that Python finds the files above scripts/
-from engine.files import data_files, numbered_rows, write_jsonl
+from engine.files import check_output, data_files, numbered_rows, write_jsonl
 from engine.flags import command, limits, parse
 from engine.problems import first_of, read_problems
 from engine.prompts import TEMPLATES
@@ -43,7 +43,8 @@ def with_response(problem: dict) -> dict:
         solution += f"\n\\boxed{{{problem['gold']}}}"
     if last_boxed(solution) is None:                        # AIME's may have none: never rewarded
         return problem
-    return {**problem, "response": "\n" + solution}         # begins as the paper's do
+    # Exactly one newline comes before an answer. The chat template ends with it.
+    return {**problem, "response": "\n" * (not problem["prompt"].endswith("\n")) + solution}
 
 
 def read(source: list[str], template: str) -> list[dict]:
@@ -78,6 +79,8 @@ def main(settings: Settings) -> None:
         name, parts[name] = take(problems, part)
         ids = {problem["id"] for problem in parts[name]}
         problems = [problem for problem in problems if problem["id"] not in ids]
+    for name in parts:
+        check_output(f"{settings.out}/{name}.jsonl", settings.source)
     for name, chosen in parts.items():
         write_jsonl(f"{settings.out}/{name}.jsonl", chosen)
         print(f"{settings.out}/{name}.jsonl: {len(chosen):,} problems")

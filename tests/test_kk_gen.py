@@ -305,7 +305,7 @@ def test_words_of_a_chain():
     names = ["Logan", "Lily"]
     text = [step_text(step, LILY, names, KNIGHT_KNAVE) for step in LILY_SEARCH]
     assert text[:4] == [
-        "Assume Logan is a knight. Then it is true that Lily is not a knave; that is possible.",
+        "Assume Logan is a knight: then it is true that Lily is not a knave; that is possible.",
         "Lily cannot be a knight, because if Lily is a knight, it is true that Logan is a knave and"
         " Lily is a knight.",
         "Lily cannot be a knave, because if Logan is a knight, it is true that Lily is not a"
@@ -638,15 +638,16 @@ def test_lines_are_problems_and_sft_examples(tmp_path):
         assert line["task"] == "kk" and [line["index"]] == [int(line["id"].split("-")[-1])]
         assert solve(said) == [tuple(line["solution"])]
         assert line["response"].startswith("\nLet me") and "<|" not in line["response"]
-        assert line["response"].splitlines()[-1] == f"\\boxed{{{line['gold']}}}"
-        assert line["response"].split("\n")[1:-1] == [line["cot_head"], *line["cot_repeat_steps"],
-                                                      line["cot_foot"]]
+        assert line["prompt"].endswith("<|im_end|>\n<|im_start|>assistant")
+        assert line["response"] == "\n" + " ".join(
+            [line["cot_head"], *line["cot_repeat_steps"], line["cot_foot"]]) + (
+            f"\nThe final answer is: \\boxed{{{line['gold']}}}.")
         steps = read_steps(line["response"], said, line["names"], line["knight_knave"])
         assert check_chain_of_thought(said, steps) is None
         # an official file with these fields would give the same problem
         official = {key: line[key] for key in line.keys() - {"task", "prompt", "gold"}}
         problem = problems.as_problem(official, "chat", "x")
-        assert (problem["prompt"], problem["gold"]) == (line["prompt"], line["gold"])
+        assert (problem["prompt"], problem["gold"]) == (line["prompt"] + "\n", line["gold"])
     assert [p["gold"] for p in problems.read_problems(str(tmp_path / "out.jsonl"))] == [
         line["gold"] for line in lines]
 

@@ -8,7 +8,7 @@ import pytest
 from engine.examples import as_sequences, read_examples
 from engine.files import data_files
 from engine.problems import as_problem, read_problems
-from engine.tokenizer import load_tokenizer
+from engine.tokenizer import encode_prompts, load_tokenizer
 from helpers import GOLDEN, read, run, write
 from verify import reward
 
@@ -249,6 +249,7 @@ def test_every_command_refuses_them_alike(tmp_path, script, flags):
 @pytest.mark.parametrize("row, response, finished", [
     ({"response": "a knave<|endoftext|>"}, "a knave", True),
     ({"response": "a knave<|endoftext|> \n", "finished": False}, "a knave", True),
+    ({"response": "a knave<|im_end|>\n"}, "a knave", True),
     ({"response": "a knave", "finished": False}, "a knave", False),
     ({"response": "a knave\n"}, "a knave\n", True),
     ({"response": "a knave\n<|endoftext|>"}, "a knave\n", True),
@@ -292,4 +293,36 @@ def test_a_solution_without_a_box_is_no_response(tmp_path):
     run(tmp_path, "--source", "x.jsonl", "--parts", "all=0", "--no-shuffle", "--out", "data",
         script="scripts/problems.py")
     assert [row.get("response") for row in read(tmp_path / "data" / "all.jsonl")] == [
-        None, "\n\\boxed{5}"]
+        None, "\\boxed{5}"]
+
+
+# ---- one newline -----------------------------------------------------------------------------
+def test_exactly_one_newline_stands_between_assistant_and_the_answer(tmp_path):
+    """Spelled as token ids, in every stage of the paper's experiments: its K&K examples of SFT have
+    the newline in the response, its MATH examples and all prompts of RL have it in the prompt."""
+    from engine.examples import train_tokenizer
+    train_tokenizer(["assistant"] * 9, 320).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    start, end = map(tokenizer.token_to_id, ("<|im_start|>", "<|im_end|>"))
+    opening = [end, *tokenizer.encode("\n").ids, start, *tokenizer.encode("assistant\n").ids]
+    newline = tokenizer.encode("\n").ids[0]
+
+    def examples(name):
+        return read_examples([str(tmp_path / name)])
+
+    run(tmp_path, "--people", 2, "--num", 3, "--cot", "search", "--out", "kk.jsonl",
+        script="kk_gen.py")
+    write(tmp_path / "m.jsonl", [{"problem": "p", "solution": "So \\boxed{5}."}])
+    run(tmp_path, "--source", "m.jsonl", "--parts", "math=0", "--out", ".",
+        script="scripts/problems.py")
+    for name, in_response in (("kk.jsonl", True), ("math.jsonl", False)):
+        for one in as_sequences(examples(name), tokenizer, 0, 5000):
+            ids, begin = one.tokens.tolist(), one.start + in_response
+            assert ids[begin - len(opening):begin] == opening and ids[begin] != newline
+            assert ids[-1] == 0 and ids.count(0) == 1           # <|endoftext|>, once
+    for template, file in (("chat", "kk.jsonl"), ("chat", "m.jsonl")):
+        bare = [{key: value for key, value in row.items() if key not in (
+            "task", "prompt", "gold", "response")} for row in read(tmp_path / file)]
+        write(tmp_path / "bare.jsonl", bare)
+        for problem in read_problems(str(tmp_path / "bare.jsonl"), template):
+            assert encode_prompts(tokenizer, [problem["prompt"]])[0][-len(opening):] == opening

@@ -155,13 +155,14 @@ def test_official_files_are_split_and_boxed(tmp_path):
     assert [len(part) for part in parts] == [3, 2, 5]
     assert sorted(row["id"] for part in parts for row in part) == sorted(f"m{i}" for i in range(10))
     for row in sum(parts, []):
-        assert row["response"].startswith("\nIt is") and reward(row, row["response"], True) == 1
+        assert row["response"].startswith("It is") and reward(row, row["response"], True) == 1
         assert row["prompt"].startswith("<|im_start|>system") and row["level"] == 2
     script("problems.py", "--source", tmp_path / "rl.jsonl", "--template", "base", "--no-shuffle",
            "--parts", "base=0", "--out", tmp_path)      # what is ours by now, with other prompts
     for chat, base in zip(parts[2], read(tmp_path / "base.jsonl"), strict=True):
         assert base == {**chat, "prompt": f"Question:\n{chat['problem']}\nAnswer:\n"
-                                          "Let's think step by step."}
+                                          "Let's think step by step.",
+                        "response": "\n" + chat["response"]}
     gsm = write(tmp_path / "gsm.jsonl", [{"question": "6 * 200?", "answer": "<<6*200=1200>>It is "
                                           "1200.\n#### 1,200"}])
     script("problems.py", "--source", gsm, "--template", "base", "--parts", "all=0", "--out",
