@@ -85,6 +85,9 @@ class RolloutFile:
     def __exit__(self, *_):
         self.file.close()
         sync(self.partial)
+        if self.is_new and not self.rows:       # Nothing came of it: leave nothing behind.
+            os.remove(self.partial)
+            os.remove(self.config)
 
     def add(self, problem: dict, number: int, sample, text: str, reward: float) -> None:
         """Write one answer down at once, unless it was there before."""

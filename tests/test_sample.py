@@ -571,6 +571,13 @@ def test_command_names_the_file_and_line_of_a_bad_problem(tmp_path, problems):
     assert not list(tmp_path.glob("r.jsonl*"))
 
 
+def test_a_command_that_refused_leaves_nothing_behind(tmp_path, problems):
+    write(problems, [{**read(problems)[0], "prompt": "x" * 600}])
+    done = sample(tmp_path, "--data", problems, "--out", "out/r.jsonl")
+    assert done.returncode == 2 and "the model's context is 512" in done.stderr
+    assert os.listdir(tmp_path / "out") == []
+
+
 def test_command_refuses_a_directory_without_tokenizer(tmp_path):
     os.remove(os.path.join(copy_golden(tmp_path / "m"), "tokenizer.json"))
     for name, words in (("m", "m: no tokenizer.json"), ("nowhere", "nowhere: no such directory")):
