@@ -145,6 +145,7 @@ def test_math_as_it_was_published(tmp_path):
         assert reward(row, row["response"], True) == 1
 
 
+@pytest.mark.extras
 def test_parquet_and_its_shards(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
