@@ -1,5 +1,6 @@
 """The tokenizer of a model directory: prompts as tokens, and answers as text."""
 import os
+import re
 import sys
 import time
 
@@ -32,6 +33,9 @@ def load_tokenizer(path: str):
 
 def encode_prompts(tokenizer, prompts: list[str]) -> list[list[int]]:
     """The tokens of prompts. In one that a template made, the question is plain text throughout."""
+    for prompt in prompts:
+        if re.search("[\ud800-\udfff]", prompt):
+            raise ValueError(f"a prompt holds half a character: {prompt!r:.60}")
     ids, parts = [[] for _ in prompts], [pieces(prompt) for prompt in prompts]
     encoded = {}
     for special in (False, True):       # all texts of a kind together, which is faster

@@ -498,6 +498,7 @@ def test_command_stopped_says_how_to_go_on(tmp_path, problems):
     ([], "give either --prompt or --data"), (["--data", "x.jsonl"], "--data needs --out"),
     (["--data", "nowhere.jsonl", "--out", "x.jsonl"], "cannot read nowhere.jsonl"),
     (["--prompt", "x" * 600], "the model's context is 512"),
+    (["--prompt", b"a\xff".decode(errors="surrogateescape")], "half a character: 'a\\udcff'"),
     (["--prompt", "x", "--dtype", "int8"], "dtype = int8")])
 def test_command_errors_are_one_line(flags, words, tmp_path):
     done = sample(tmp_path, *flags)
