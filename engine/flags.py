@@ -150,7 +150,7 @@ def command(work, *arguments) -> None:
     code, words = 0, ""
     torch = sys.modules.get("torch")            # a command that does not need it has not imported it
     out_of_memory = torch.OutOfMemoryError if torch else MemoryError
-    if hasattr(sys.stdout, "reconfigure"):      # A terminal that knows only ASCII shows \\xb1 for ±.
+    if hasattr(sys.stdout, "reconfigure"):      # A terminal that knows only ASCII shows \xb1 for ±.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         work(*arguments)

@@ -119,7 +119,8 @@ class Run:
             try:
                 read_json(os.path.join(path, "state.json"))["step"]
                 for file in glob.glob(glob.escape(path) + "/**/*.safetensors", recursive=True):
-                    safe_open(file, "pt").__enter__()       # Its header says how long it must be.
+                    with safe_open(file, "pt"):
+                        pass                    # Opened: its header says how long it must be.
                 return path
             except (ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
                 print(f"{path} is damaged ({error}) and not used", file=sys.stderr)
