@@ -523,10 +523,10 @@ def puzzle_line(settings, rng, puzzle_id, index, statements, source) -> dict:
 
 def as_example(prompt: str, style: str, compact: bool, lines: list[str], box: str) -> dict:
     """For SFT, as in the paper: the newline is the response's, and a short chain is a paragraph."""
-    if compact:
-        return {"response": "\n".join([*lines, box])}
-    if style == "search":
+    if style == "search" and not compact:
         lines, box = [" ".join(lines)], f"The final answer is: {box}."
+    if compact or prompt.endswith("\n\n"):      # `direct` has a line of its own before the answer.
+        return {"response": "\n".join([*lines, box])}
     return {"prompt": prompt.removesuffix("\n"), "response": "\n".join(["", *lines, box])}
 
 

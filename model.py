@@ -1,7 +1,9 @@
-"""A Qwen2.5 transformer: Config, Transformer, load, save, logprobs.
+"""A transformer: Config, Transformer, load, save, logprobs.
 
-Every Qwen2.5 from 0.5B to 72B is this one file; config.json says how wide and how deep. How a model
-directory is read and written stands in engine/huggingface.py.
+Qwen2.5, Qwen3 (the dense ones), Llama 2 and 3, and SmolLM2 of every size are this one file;
+config.json says how wide and how deep. The families differ in three places: Qwen2 has biases in
+`Attention`, Qwen3 norms there, and Llama 3.1 stretches `rotary`. How a model directory is read and
+written stands in engine/huggingface.py.
 
     model = load("Qwen2.5-1.5B", device="cuda", compute_dtype=torch.bfloat16)  # weights stay fp32
     logits = model(tokens)                                                     # [B, T, V]
@@ -14,6 +16,7 @@ end in one row and pass their `lengths`. Each attends only to itself and counts 
 Shapes: B sequences, T tokens, C hidden size, H query heads, KV key and value heads, D numbers in a
 head, V rows of the output matrix (the tokenizer may have fewer ids: `vocab`), N tokens to predict.
 """
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from engine import huggingface
+from engine.logits import TokenLogprobs, head_logits
 
 
 # ---- configuration ---------------------------------------------------------------------------
@@ -40,6 +44,12 @@ class Config:
     tie_word_embeddings: bool = False   # the output matrix is the embedding's
     initializer_range: float = 0.02     # standard deviation of fresh weights
     head_dim: int | None = None         # None: hidden_size / num_attention_heads
+    model_type: str = "qwen2"           # the family: qwen2, qwen3 or llama
+    # Llama 3.1 was trained on short texts, then on long ones with slower rotations: see `rotary`.
+    factor: float = 1.0                 # slower by this; 1: all rotations as they are
+    low_freq_factor: float = 1.0        # those with fewer turns than this in a short text, and
+    high_freq_factor: float = 4.0       # not those with more turns than this
+    original_max_position_embeddings: int = 8192            # tokens of a short text
 
     def __post_init__(self):
         if self.head_dim is None:
@@ -47,7 +57,7 @@ class Config:
 
     @staticmethod
     def load(path: str) -> "Config":
-        """From a config.json, or from the one in a directory. Refuses by name what is not Qwen2."""
+        """From a config.json, or from the one in a directory. Refuses by name what cannot run."""
         return huggingface.read_config(path, Config)
 
 
@@ -80,7 +90,13 @@ class RMSNorm(nn.Module):
 def rotary(positions: Tensor, config: Config) -> tuple[Tensor, Tensor]:
     """What `rotate` needs: cos and (-sin, sin) in fp32, [..., T] -> [..., 1, T, D] each."""
     exponent = torch.arange(0, config.head_dim, 2, device=positions.device) / config.head_dim
-    angle = positions[..., None, :, None].float() / config.rope_theta ** exponent
+    period = config.rope_theta ** exponent                  # tokens for an angle of 1
+    if config.factor != 1:
+        turns = config.original_max_position_embeddings / (2 * math.pi * period)
+        low, high = config.low_freq_factor, config.high_freq_factor
+        kept = ((turns - low) / (high - low)).clamp(0, 1)   # 1: as it is; 0: slower by the factor
+        period = period / ((1 - kept) / config.factor + kept)
+    angle = positions[..., None, :, None].float() / period
     cos, sin = angle.cos(), angle.sin()                                         # [..., 1, T, D/2]
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
@@ -112,16 +128,23 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         C, H, KV = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = Linear(C, H * self.head_dim, bias=True)
-        self.k_proj = Linear(C, KV * self.head_dim, bias=True)
-        self.v_proj = Linear(C, KV * self.head_dim, bias=True)
+        bias = config.model_type == "qwen2"
+        self.q_proj = Linear(C, H * self.head_dim, bias)
+        self.k_proj = Linear(C, KV * self.head_dim, bias)
+        self.v_proj = Linear(C, KV * self.head_dim, bias)
         self.o_proj = Linear(H * self.head_dim, C, bias=False)
+        self.q_norm = self.k_norm = None
+        if config.model_type == "qwen3":                    # of each head by itself
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
     def forward(self, x, attend):
         B, T, _ = x.shape
-        q, k, v = (proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)        # [B, heads, T, D]
+        q, k, v = (proj(x).view(B, T, -1, self.head_dim)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
-        y = attend(self.layer, q, k, v)                                         # [B, H, T, D]
+        if self.q_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        y = attend(self.layer, *(x.transpose(1, 2) for x in (q, k, v)))         # [B, H, T, D]
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -151,7 +174,7 @@ class Block(nn.Module):
 
 # ---- the transformer -------------------------------------------------------------------------
 class Transformer(nn.Module):
-    """Parameters are named as in Hugging Face's Qwen2, so weights go in and out unrenamed."""
+    """Parameters are named as in Hugging Face's models, so weights go in and out unrenamed."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -213,104 +236,6 @@ class Transformer(nn.Module):
 
 
 # ---- log-probabilities -----------------------------------------------------------------------
-def used_rows(weight: Tensor, vocab: int) -> Tensor:
-    """The first rows of the output matrix, one for each of the `vocab` ids, and up to 63 more: a
-    GPU is fast if their number is a multiple of 64. (Qwen's tokenizer has 151,665 ids.)"""
-    return weight[:-(-vocab // 64) * 64]                    # -(-a // b) is a / b rounded up
-
-
-def head_logits(hidden: Tensor, weight: Tensor, vocab: int | None = None) -> Tensor:
-    """[..., C] and [V, C] -> logits [..., V], in fp32 or better whatever dtype goes in.
-
-    vocab: ids from here on get -1e30, which is probability 0. With -inf, 0 * inf would be NaN.
-    """
-    weight = weight.to(hidden.dtype)
-    if hidden.is_cuda and hidden.dtype == torch.bfloat16 and not torch.is_grad_enabled():
-        # The GPU adds in fp32. Keep that: rounded to bf16, a logit near 20 is off by up to 0.06.
-        logits = torch.mm(hidden.flatten(0, -2), weight.t(), out_dtype=torch.float32)
-        logits = logits.unflatten(0, hidden.shape[:-1])
-    else:
-        logits = F.linear(hidden, weight)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if vocab is not None:
-        logits[..., vocab:] = -1e30
-    return logits
-
-
-LOGITS_AT_ONCE = 2**26      # elements of the largest logits tensor: 256 MB in fp32
-
-
-def _slices(length: int, width: int) -> list[slice]:
-    """Cut range(length) so that a piece has about LOGITS_AT_ONCE elements when `width` wide."""
-    step = max(1, LOGITS_AT_ONCE // width)
-    step -= step % 64 if step > 64 else 0                   # a GPU is fast there, see used_rows
-    return [slice(start, min(start + step, length)) for start in range(0, length, step)]
-
-
-class _TokenLogprobs(torch.autograd.Function):
-    """log softmax(h W^T / temperature) at the target ids, a piece of the logits at a time.
-
-    Autograd would keep all N x V logits for the backward pass. This function keeps one number per
-    token, lse = logsumexp(z), and computes the scaled logits z again:
-        log p = z[target] - lse        d log p / dz = onehot(target) - softmax(z)
-    """
-
-    @staticmethod
-    def forward(ctx, hidden, weight, vocab, targets, temperature):
-        lse = hidden.new_zeros(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        logp = torch.zeros_like(lse)
-        cast = used_rows(weight, vocab).to(hidden.dtype)
-        for rows in _slices(len(hidden), vocab):            # some tokens at a time
-            z = head_logits(hidden[rows], cast, vocab)                          # [n, V]
-            if temperature != 1:                            # dividing by 1 would only cost time
-                z.div_(temperature)
-            lse[rows] = z.logsumexp(-1)
-            logp[rows] = z.gather(-1, targets[rows, None]).squeeze(-1) - lse[rows]
-        ctx.save_for_backward(hidden, weight, targets, lse)
-        ctx.save_for_forward(hidden, weight, targets, lse)
-        ctx.vocab, ctx.temperature = vocab, temperature
-        return logp
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_logp):
-        hidden, weight, targets, lse = ctx.saved_tensors
-        cast = used_rows(weight, ctx.vocab).to(hidden.dtype)
-        grad_hidden = torch.zeros_like(hidden, dtype=lse.dtype)
-        grad_weight = torch.zeros_like(weight)
-        grad = grad_logp[:, None] / ctx.temperature                             # [N, 1]
-        # d loss / d logits = grad * (onehot(target) - p). Some ids at a time, for all tokens: so
-        # each row of grad_weight is made in one go.
-        for ids in _slices(len(cast), max(1, len(hidden))):
-            real = max(0, ctx.vocab - ids.start)    # ids from here on are not the tokenizer's
-            z = head_logits(hidden, cast[ids], real)                            # [N, v]
-            torch.add(-lse[:, None], z, alpha=1 / ctx.temperature, out=z)       # log p of these ids
-            grad_z = z.exp_().mul_(-grad)                                       # -grad * p
-            here = (ids.start <= targets) & (targets < ids.stop)    # the target is one of these ids
-            place = torch.where(here, targets - ids.start, 0)[:, None]
-            grad_z.scatter_add_(-1, place, grad * here[:, None])            # + grad at the target
-            grad_z = grad_z.to(hidden.dtype)
-            grad_hidden += grad_z @ cast[ids]
-            grad_weight[ids] = grad_z.t() @ hidden
-        return grad_hidden.to(hidden.dtype), grad_weight, None, None, None
-
-    @staticmethod
-    def jvp(ctx, d_hidden, d_weight, *_):
-        """Forward mode, for sample effects: how log p changes when hidden and weight do."""
-        hidden, weight, targets, lse = ctx.saved_tensors
-        cast, change = used_rows(weight, ctx.vocab).to(hidden.dtype), torch.empty_like(lse)
-        for rows in _slices(len(hidden), ctx.vocab):
-            change_z = head_logits(d_hidden[rows], cast)                        # [n, V]
-            change_z = change_z + head_logits(hidden[rows], used_rows(d_weight, ctx.vocab))
-            z = head_logits(hidden[rows], cast, ctx.vocab)
-            z.div_(ctx.temperature).sub_(lse[rows, None])
-            # change of log p = change_z[target] - sum of p * change_z, all / temperature
-            expected = (z.exp_() * change_z).sum(-1)
-            at_target = change_z.gather(-1, targets[rows, None]).squeeze(-1)
-            change[rows] = (at_target - expected) / ctx.temperature
-        return change
-
-
 def logprobs(model, tokens: Tensor, temperature: float = 1.0, lengths: list[int] | None = None,
              where: Tensor | None = None) -> Tensor:
     """fp32 log p(tokens[:, t+1] | tokens[:, :t+1]), [B, T] -> [B, T-1]; never holds B x T x V.
@@ -329,7 +254,7 @@ def logprobs(model, tokens: Tensor, temperature: float = 1.0, lengths: list[int]
     hidden, targets = hidden[where], tokens[:, 1:][where]                       # [N, C], [N]
     if (targets >= model.vocab).any():
         raise ValueError(f"a token to predict is beyond the {model.vocab} ids of the tokenizer")
-    logp = _TokenLogprobs.apply(hidden, model.head_weight, model.vocab, targets, temperature)  # [N]
+    logp = TokenLogprobs.apply(hidden, model.head_weight, model.vocab, targets, temperature)  # [N]
     return torch.zeros_like(where, dtype=logp.dtype).masked_scatter(where, logp)
 
 

@@ -26,7 +26,7 @@ from engine.prompts import TEMPLATES, prompt_text
 
 @dataclass(kw_only=True)
 class Settings:
-    model: str                      # directory of a Hugging Face Qwen2-architecture model
+    model: str                      # directory of a Hugging Face model
     prompt: str | None = None       # text to continue, printed as it is drawn
     data: str | None = None         # problems (JSONL; ours, or official K&K, MATH or GSM8K files)
     out: str | None = None          # rollouts (JSONL); an unfinished file is continued
@@ -55,12 +55,13 @@ from torch import Tensor
 from engine.cache import (BLOCK, PAGE, PREFILL_TOKENS, close_gaps, model_to_read, pages_in_use,
                           release, slots_for, zeros)        # `release` is for those who import us
 from engine.graphs import Graphs, fast_decoder
+from engine.logits import head_logits, used_rows
 from engine.noise import draw, noise_keys, truncate, uniform
 from engine.problems import read_problems
 from engine.processes import fit_machine
 from engine.rollouts import RolloutFile, with_bar
 from engine.tokenizer import Printer, encode_prompts, load_tokenizer, response_text, stop_ids
-from model import Config, causal_attention, head_logits, load, rotary, rotate, used_rows
+from model import Config, causal_attention, load, rotary, rotate
 from verify import reward
 
 

@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from engine.batches import Sequence
 from engine.files import data_files, numbered_rows, read_json
-from engine.huggingface import eos_of, read_files
+from engine.huggingface import CLASSES, eos_of, read_files
 from engine.problems import read_problems
-from engine.tokenizer import encode_prompts, load_tokenizer
+from engine.prompts import CHAT, END_TOKENS
+from engine.tokenizer import chat_family, encode_prompts, load_tokenizer
 from model import Config
 
 
@@ -49,10 +50,18 @@ def without_end(row: dict) -> dict:
     """Many public responses spell their end token. It is taken off here, with the whitespace behind
     it, because `response_ids` adds it. The tokens of a rollout tell how it ended."""
     text = row["response"].rstrip()
-    end = next((end for end in ("<|endoftext|>", "<|im_end|>") if text.endswith(end)), None)
+    end = next((end for end in END_TOKENS if text.endswith(end)), None)
     if isinstance(row.get("tokens"), list) or end is None:
         return row
     return {**row, "response": text.removesuffix(end), "finished": True}
+
+
+def newline_in_prompt(row: dict) -> dict:
+    """For Qwen the newline between prompt and answer is a token of its own, in whichever of them it
+    is. For Llama it is a part of the last token of the prompt."""
+    if row["prompt"].endswith(CHAT[1].rstrip("\n")) and row["response"].startswith("\n"):
+        return {**row, "prompt": row["prompt"] + "\n", "response": row["response"][1:]}
+    return row
 
 
 def response_ids(place: str, row: dict, ids: list[int], tokenizer, size: int, end: int):
@@ -77,6 +86,8 @@ def as_sequences(examples, tokenizer, end: int, max_length: int, loss_on="respon
     sequences, size = [], tokenizer.get_vocab_size(with_added_tokens=True)
     for at in tqdm(range(0, len(examples), 1000), desc="tokenise", disable=len(examples) < 20_000):
         some = examples[at:at + 1000]
+        if chat_family(tokenizer) == "llama3":
+            some = [(place, newline_in_prompt(row)) for place, row in some]
         prompts = encode_prompts(tokenizer, [row["prompt"] for _, row in some])
         responses = [encoded.ids for encoded in tokenizer.encode_batch(
             [row["response"] for _, row in some], add_special_tokens=False)]
@@ -177,6 +188,7 @@ def from_scratch(settings, examples):
                      "pad_token": "<|endoftext|>"}).encode()}
     inside = os.path.join(settings.init, "config.json")
     config = read_json(inside if os.path.isdir(settings.init) else settings.init)
-    config = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **config,
+    family = config.get("model_type", "qwen2")
+    config = {"architectures": [CLASSES.get(family)], "model_type": family, **config,
               "eos_token_id": end_token(tokenizer, files)}
     return tokenizer, files | {"config.json": json.dumps(config, indent=2).encode()}

@@ -17,11 +17,17 @@ CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer
 MOST_LAYERS = 1000      # the largest known models have a tenth of it,
 MOST = 2**24            # and this is far above every other size
 KNOWN_DTYPES = ("F64", "F32", "F16", "BF16")
+# The families, and what a config.json that leaves it out means, where it differs between them.
+FAMILIES = {"qwen2": {}, "qwen3": {"head_dim": 128},
+            "llama": {"max_position_embeddings": 2048, "num_key_value_heads": None}}
+CLASSES = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}
+# How Llama 3.1 stretches its rotations: fields of a part of config.json.
+STRETCH = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 # ---- configuration and tokenizer -------------------------------------------------------------
 def read_config(path: str, config_class):
-    """A Config from a config.json or the one in a directory; ValueError for what is not Qwen2."""
+    """A Config from a config.json or the one in a directory; ValueError for what cannot run."""
     refuse_run_directory(path)
     path = os.path.join(path, "config.json") if os.path.isdir(path) else path
     raw = read_json(path)
@@ -29,8 +35,15 @@ def read_config(path: str, config_class):
         raise ValueError(f"{path}: " + ("no such file or directory" if raw is None else
                                         "not a JSON object"))
     _refuse_unknown(path, raw)
-    raw = {**raw, **(raw.get("rope_parameters") or {})}         # where transformers 5 has rope_theta
-    if "num_key_value_heads" in raw and raw["num_key_value_heads"] is None:     # as many as heads
+    if raw.get("model_type") is None:
+        raw["model_type"] = "qwen2"
+    scaling = {**(raw.get("rope_parameters") or {}), **(raw.get("rope_scaling") or {})}
+    stretched = _rope_type(scaling) == "llama3"
+    if missing := [name for name in STRETCH if stretched and name not in scaling]:
+        raise ValueError(f"{path}: its rope_scaling has no {missing[0]}")
+    raw = {**FAMILIES[raw["model_type"]], **raw, **scaling}     # transformers 5: with rope_theta
+    raw = {name: value for name, value in raw.items() if stretched or name not in STRETCH}
+    if raw.get("num_key_value_heads", "") is None:              # as many as heads
         raw["num_key_value_heads"] = raw.get("num_attention_heads")
     given = {field.name: raw[field.name] for field in fields(config_class) if field.name in raw}
     _check_types(path, given, config_class)
@@ -56,9 +69,12 @@ def _refuse_unknown(path: str, raw: dict) -> None:
     sliding = (raw.get("use_sliding_window") and raw.get("sliding_window") and full is not None
                and not (isinstance(full, int) and isinstance(layers, int) and full >= layers))
     for name, is_refused in (
-            ("model_type", raw.get("model_type") not in (None, "qwen2")),
+            ("model_type", raw.get("model_type") not in (None, *FAMILIES)),
             ("hidden_act", raw.get("hidden_act", "silu") != "silu"),
-            ("rope_scaling", scaling.get("rope_type", scaling.get("type", "default")) != "default"),
+            ("attention_bias", raw.get("attention_bias") and raw.get("model_type") != "qwen2"),
+            ("mlp_bias", raw.get("mlp_bias")),
+            ("rope_scaling", _rope_type(scaling) not in ("default", "llama3")),
+            ("partial_rotary_factor", {**raw, **scaling}.get("partial_rotary_factor", 1) != 1),
             ("sliding_window", sliding or "sliding_attention" in str(raw.get("layer_types"))),
             ("attention_dropout", raw.get("attention_dropout", 0) != 0),
             ("quantization_config", raw.get("quantization_config") is not None)):
@@ -67,11 +83,16 @@ def _refuse_unknown(path: str, raw: dict) -> None:
             raise ValueError(f"{path}: cannot run {what}")
 
 
+def _rope_type(scaling: dict) -> str:
+    return scaling.get("rope_type", scaling.get("type", "default"))
+
+
 def _check_types(path: str, given: dict, config_class) -> None:
     """ValueError for a field whose value is not of its kind, is not above 0, or is absurd."""
     for field in fields(config_class):
         value = given.get(field.name)
-        if field.name not in given or value is None and field.name == "head_dim":
+        if field.name not in given or field.type is str or (
+                value is None and field.name == "head_dim"):
             continue
         kind = {bool: "true or false", float: "a number above 0"}.get(
             field.type, "a whole number above 0")
@@ -240,12 +261,16 @@ def _write_weights(weights, folder: str, dtype, shard_bytes: int) -> dict[str, b
 def _config(model, dtype) -> bytes:
     """The config.json that came with the model, or a new one. Keys that are unknown here stay, and
     a field that was left out is written: others may read another default into it."""
-    config = json.loads(model.files.get("config.json", b"null")) or {
-        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu",
-        "eos_token_id": list(model.eos_ids) or None, "use_sliding_window": False}
     written = asdict(model.config)
-    if written["head_dim"] == model.config.hidden_size // model.config.num_attention_heads:
+    config = json.loads(model.files.get("config.json", b"null")) or {
+        "architectures": [CLASSES[model.config.model_type]], "hidden_act": "silu",
+        "eos_token_id": list(model.eos_ids) or None}
+    if written["head_dim"] == written["hidden_size"] // written["num_attention_heads"] and (
+            "head_dim" not in FAMILIES[model.config.model_type]):
         del written["head_dim"]                             # Nobody else writes that one.
+    stretch = {name: written.pop(name) for name in STRETCH}
+    if stretch["factor"] != 1 and not (config.get("rope_scaling") or config.get("rope_parameters")):
+        config["rope_scaling"] = {"rope_type": "llama3", **stretch}
     inside = config.get("rope_parameters") or {}            # where transformers 5 has rope_theta
     config |= {name: value for name, value in written.items() if name not in {**config, **inside}}
     config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")

@@ -25,10 +25,17 @@ import triton.language as tl
 
 # ---- attention to the cache ------------------------------------------------------------------
 @triton.jit
-def _turned(head, real, cosine, sine, HALF: tl.constexpr, dtype: tl.constexpr):
-    """The two halves of a query or key, turned by the angle of its position."""
+def _turned(head, real, cosine, sine, norm, lane, eps, HALF: tl.constexpr, NORM: tl.constexpr,
+            dtype: tl.constexpr):
+    """The two halves of a query or key, turned by the angle of its position. Qwen3 has a norm of
+    each head before that."""
     low = tl.load(head, real, 0.0).to(tl.float32)
     high = tl.load(head + HALF, real, 0.0).to(tl.float32)
+    if NORM:
+        squares = tl.sum(low * low + high * high, axis=len(low.shape) - 1, keep_dims=True)
+        scale = tl.rsqrt(squares / (2 * HALF) + eps)
+        low *= scale * tl.load(norm + lane, lane < HALF, 0.0).to(tl.float32)
+        high *= scale * tl.load(norm + HALF + lane, lane < HALF, 0.0).to(tl.float32)
     return (low * cosine - high * sine).to(dtype), (high * cosine + low * sine).to(dtype)
 
 
@@ -52,6 +59,7 @@ def _page(q_low, q_high, keys, values, inside, real, scale, largest, total, y_lo
 
 @triton.jit
 def _attend(qkv, cos, sin, position, done, keys, values, parts, masses, slots, scale,
+            q_norm, k_norm, eps, NORM: tl.constexpr,
             GROUP: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr,
             ROWS: tl.constexpr, WIDTH: tl.constexpr):
     slot, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
@@ -66,7 +74,8 @@ def _attend(qkv, cos, sin, position, done, keys, values, parts, masses, slots, s
     qkv += slot * (GROUP + 2) * heads * 2 * HALF                    # [H + KV + KV, D]
     k = qkv + (GROUP * heads + head) * 2 * HALF + lane
     v = k + heads * 2 * HALF
-    k_low, k_high = _turned(k, inside, cosine, sine, HALF, keys.dtype.element_ty)   # [WIDTH]
+    k_low, k_high = _turned(k, inside, cosine, sine, k_norm, lane, eps, HALF, NORM,
+                            keys.dtype.element_ty)                                  # [WIDTH]
     v_low, v_high = tl.load(v, inside, 0.0), tl.load(v + HALF, inside, 0.0)
     if split == 0:
         cell = (now // PAGE * slots + slot) * heads + head
@@ -80,8 +89,8 @@ def _attend(qkv, cos, sin, position, done, keys, values, parts, masses, slots, s
     member = tl.arange(0, ROWS)
     real = (member < GROUP)[:, None] & inside[None, :]
     q = qkv + (head * GROUP + member)[:, None] * 2 * HALF + lane[None, :]
-    q_low, q_high = _turned(q, real, cosine[None, :], sine[None, :], HALF,          # [ROWS, WIDTH]
-                            keys.dtype.element_ty)
+    q_low, q_high = _turned(q, real, cosine[None, :], sine[None, :], q_norm, lane[None, :], eps,
+                            HALF, NORM, keys.dtype.element_ty)                      # [ROWS, WIDTH]
 
     # The sums of the first split start with the new token, which is not read from the cache.
     first = (split == 0).to(tl.float32)
@@ -123,10 +132,11 @@ def _merge(parts, masses, out, SIZE: tl.constexpr, SPLITS: tl.constexpr, WIDTH: 
     tl.store(out + head * SIZE + lane, whole.to(out.dtype.element_ty), lane < SIZE)
 
 
-def attend(qkv, cos, sin, position, done, keys, values, splits=None):
+def attend(qkv, cos, sin, position, done, keys, values, norms=None, splits=None):
     """qkv [B, (H + KV + KV) * D], q and k not yet turned -> [B, H * D].
 
     cos, sin: of `model.rotary`, by position. keys, values: of one layer, [P, slots, KV, PAGE, D].
+    norms: those of q and of k, where the model has some.
     splits: programs that share the pages of a sequence. None: enough to fill the GPU twice.
     """
     B, (_, slots, KV, page, D) = len(qkv), keys.shape
@@ -140,7 +150,8 @@ def attend(qkv, cos, sin, position, done, keys, values, splits=None):
     masses = out.new_empty(B, H, splits, dtype=torch.float32)
     _attend[B, KV, splits](
         qkv, cos, sin, position, done, keys, values, parts, masses, slots, D**-0.5,
-        GROUP=H // KV, HALF=D // 2, PAGE=page, SPLITS=splits,
+        norms and norms[0].weight, norms and norms[1].weight, norms and norms[0].eps,
+        NORM=norms is not None, GROUP=H // KV, HALF=D // 2, PAGE=page, SPLITS=splits,
         ROWS=max(16, triton.next_power_of_2(H // KV)),      # a matrix product has 16 rows at least
         WIDTH=max(16, triton.next_power_of_2(D // 2)),
         num_stages=3 if qkv.dtype.itemsize == 2 else 1)     # pages that are on their way at once
@@ -270,8 +281,11 @@ def draw(logits, temperature: float, noise):
 
 # ---- the step --------------------------------------------------------------------------------
 def side_by_side(name, *layers):
-    """The weights (or biases) of layers with one input as one tensor; they become views of it."""
+    """The weights (or biases, if any) of layers with one input as one tensor; they become views of
+    it."""
     parts = [getattr(layer, name) for layer in layers]
+    if parts[0] is None:
+        return None
     rows = [len(part) for part in parts]
     if len({part.untyped_storage().data_ptr() for part in parts}) > 1:      # not yet joined
         for part, view in zip(parts, torch.cat([part.detach() for part in parts]).split(rows)):
@@ -300,7 +314,8 @@ class Decoder:
                                                      pages):
             norms = block.input_layernorm, block.post_attention_layernorm
             o, down = block.self_attn.o_proj.weight, block.mlp.down_proj.weight
-            place = self.cos, self.sin, position, done, *kept
+            of_heads = (block.self_attn.q_norm, block.self_attn.k_norm)
+            place = self.cos, self.sin, position, done, *kept, of_heads if of_heads[0] else None
             if len(x) == 1:
                 x = product(attend(product(x, qkv, bias, norms[0]), *place), o, add_to=x)
                 x = product(product(x, gate_up, norm=norms[1], gate=True), down, add_to=x)

@@ -9,7 +9,8 @@ import torch
 
 from engine.batches import pass_tokens
 from engine.cache import CPU_SLOTS, PREFILL_TOKENS, slot_bytes
-from model import LOGITS_AT_ONCE, Transformer
+from engine.logits import LOGITS_AT_ONCE
+from model import Transformer
 
 ENOUGH = 256    # answers in the making that keep a GPU busy
 

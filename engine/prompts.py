@@ -2,10 +2,18 @@
 
 "The paper" in this project is arXiv 2505.17988, read together with the code its authors published.
 """
-TEMPLATES = ("chat", "base", "plain")
+TEMPLATES = ("chat", "direct", "base", "plain")
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
-# What stands before and behind a question. `chat` and `base` are the paper's.
+# What stands before and behind a question. `chat` and `base` are the paper's. `chat` is the template
+# of Qwen2.5, Qwen3 and SmolLM2; `direct` is that of Qwen3 with thinking switched off.
 CHAT = (f"<|im_start|>system\n{SYSTEM}<|im_end|>\n<|im_start|>", "<|im_end|>\n<|im_start|>assistant\n")
+NO_THINKING = "<think>\n\n</think>\n\n"
+# What these tags of CHAT are for Llama 3. (The dates that its own template adds are left out.)
+LLAMA3 = (f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>"
+          "<|start_header_id|>user<|end_header_id|>",
+          "<|eot_id|><|start_header_id|>assistant<|end_header_id|>")
+# Tokens that end an answer, in one family or another.
+END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>")
 BASE = ("Question:\n", "\nAnswer:\nLet's think step by step.")
 
 
@@ -17,8 +25,8 @@ def kk_suffix(words: dict) -> str:
 
 def prompt_text(question: str, template: str) -> str:
     """The full prompt. `plain` adds nothing but a line's end."""
-    if template == "chat":
-        return f"{CHAT[0]}user\n{question}{CHAT[1]}"
+    if template in ("chat", "direct"):
+        return f"{CHAT[0]}user\n{question}{CHAT[1]}{NO_THINKING * (template == 'direct')}"
     if template == "base":
         return f"{BASE[0]}{question}{BASE[1]}"
     if template == "plain":
@@ -26,17 +34,21 @@ def prompt_text(question: str, template: str) -> str:
     raise ValueError(f"template = {template}: one of {', '.join(TEMPLATES)}")
 
 
-def pieces(prompt: str) -> list[tuple[str, bool]]:
+def pieces(prompt: str, family: str = "chatml") -> list[tuple[str, bool]]:
     """The prompt in pieces of text. True: special tokens in it are meant as such. False: it is a
     part of somebody's question, where they are plain text.
 
     It is cut at special tokens, so the tokens of the pieces are the tokens of the whole. A prompt
-    that no template made is its author's throughout.
+    that no template made is its author's throughout. Files have `chat` prompts in one form; a
+    family of models with other tags gets its own here.
     """
     begin, end = CHAT
-    if not prompt.endswith(end):
-        end = end.rstrip("\n")          # In K&K examples of SFT the answer begins with the newline.
-    if prompt.startswith(begin + "user\n") and prompt.endswith(end):
-        cut = len(prompt) - len(end)
-        return [(begin, True), (prompt[len(begin):cut], False), (end, True)]
+    ends = (end, end + NO_THINKING, end.rstrip("\n"))       # In K&K examples of SFT the answer
+    end = next((end for end in ends if prompt.endswith(end)), None)         # begins with the newline.
+    if end and prompt.startswith(begin + "user\n"):
+        question = prompt[len(begin):len(prompt) - len(end)]
+        if family == "llama3":
+            question, end = question.removeprefix("user"), LLAMA3[1] + "\n" * (1 + end.endswith("\n"))
+            return [(LLAMA3[0], True), ("\n" + question, False), (end, True)]
+        return [(begin, True), (question, False), (end, True)]
     return [(prompt, not (prompt.startswith(BASE[0]) and prompt.endswith(BASE[1])))]

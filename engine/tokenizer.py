@@ -5,7 +5,7 @@ import sys
 import time
 
 from engine.files import refuse_run_directory
-from engine.prompts import pieces
+from engine.prompts import END_TOKENS, pieces
 
 
 def load_tokenizer(path: str):
@@ -28,7 +28,24 @@ def load_tokenizer(path: str):
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    if chat_family(tokenizer) == "llama3":
+        print(f"{path}: chat prompts are written with Llama 3's tags", file=sys.stderr)
     return tokenizer
+
+
+def chat_family(tokenizer) -> str:
+    """Which tags of a chat this tokenizer knows."""
+    is_llama = tokenizer.token_to_id("<|start_header_id|>") is not None
+    return "llama3" if is_llama else "chatml"
+
+
+def opening(tokenizer) -> list[int]:
+    """The tokens that this tokenizer puts before every text, such as Llama's <|begin_of_text|>."""
+    bare, whole = (tokenizer.encode("a", add_special_tokens=added).ids for added in (False, True))
+    if whole[len(whole) - len(bare):] != bare:
+        raise ValueError("tokenizer.json: its post_processor puts tokens behind a text, which would"
+                         " end every prompt")
+    return whole[:len(whole) - len(bare)]
 
 
 def encode_prompts(tokenizer, prompts: list[str]) -> list[list[int]]:
@@ -36,7 +53,8 @@ def encode_prompts(tokenizer, prompts: list[str]) -> list[list[int]]:
     for prompt in prompts:
         if re.search("[\ud800-\udfff]", prompt):
             raise ValueError(f"a prompt holds half a character: {prompt!r:.60}")
-    ids, parts = [[] for _ in prompts], [pieces(prompt) for prompt in prompts]
+    family, first = chat_family(tokenizer), opening(tokenizer)
+    ids, parts = [[] for _ in prompts], [pieces(prompt, family) for prompt in prompts]
     encoded = {}
     for special in (False, True):       # all texts of a kind together, which is faster
         texts = list(dict.fromkeys(text for some in parts for text, own in some if own == special))
@@ -47,12 +65,14 @@ def encode_prompts(tokenizer, prompts: list[str]) -> list[list[int]]:
     for mine, some in zip(ids, parts):
         for piece in some:
             mine += encoded[piece]
+        if mine[:len(first)] != first:
+            mine[:0] = first
     return ids
 
 
 def stop_ids(model, tokenizer) -> set[int]:
-    """The end tokens that the model names, and Qwen's two: a base model names only one of them."""
-    named = (tokenizer.token_to_id(text) for text in ("<|endoftext|>", "<|im_end|>"))
+    """The end tokens that the model names, and those of chats: a base model names only one."""
+    named = map(tokenizer.token_to_id, END_TOKENS)
     return {*model.eos_ids, *(token for token in named if token is not None)}
 
 

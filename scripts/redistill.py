@@ -3,13 +3,15 @@
     python scripts/redistill.py tiny                    # runs/tiny-0: five minutes on a laptop
     python scripts/redistill.py tiny --quick            # runs/tiny-quick-0: three minutes
     python scripts/redistill.py tiny --seed 1           # runs/tiny-1
+    python scripts/redistill.py sums --base SmolLM2-135M-Instruct   # runs/sums-0: see smollm2.py
     python scripts/redistill.py kk --base Qwen2.5-1.5B --dry-run    # commands, memory, time, disk
     python scripts/redistill.py kk --base Qwen2.5-1.5B              # runs/kk-0, on one GPU
     python scripts/redistill.py math --base Qwen2.5-1.5B --train train.jsonl --test test.jsonl
-    python scripts/redistill.py kk --smoke              # every stage at toy size; also math
+    python scripts/redistill.py kk --smoke              # every stage at toy size; also math, sums
 
 tiny starts from assets/tiny_base (see pretrain.py) and trains on puzzles of 3 people that it never
-saw. kk is the paper's with Knights & Knaves: 3 to 7 people to train on, 4 to 8 to test, 2 and 3 for
+saw. sums does the same with a real language model, small enough for a CPU: sums and word problems
+in English, which it is seldom right at when it is asked for a box. kk is the paper's with Knights & Knaves: 3 to 7 people to train on, 4 to 8 to test, 2 and 3 for
 SFT. math is the paper's with MATH, in PRM800K's split (GSM8K's files will do as well): SFT is on
 900 of the training problems with their own solutions, GRPO on the others.
 """
@@ -28,17 +30,19 @@ QUICK = "--trace 0 --steps 12 --test-puzzles 120".split()    # what --quick mean
 
 @dataclass(kw_only=True)
 class Settings(Experiment):
-    task: str = limits("tiny", one_of=("tiny", "kk", "math"))       # which experiment
+    task: str = limits("tiny", one_of=("tiny", "sums", "kk", "math"))       # which experiment
     seed: int = limits(0, at_least=0)  # of fine-tuning and of GRPO
-    base: str = ""              # directory of the base model; tiny: assets/tiny_base
+    base: str = ""              # directory of the base model; tiny: assets/tiny_base; sums:
+    #                             SmolLM2-135M-Instruct, which scripts/smollm2.py makes
     trace: list[int] = field(default_factory=lambda: [0, 50])   # at what percent of GRPO, beside
     #                             its end, answers are taken to fine-tune on
     quick: bool = False         # tiny: fewer steps and puzzles
-    # ---- tiny
+    # ---- tiny and sums
     steps: int = limits(30, at_least=1)             # of GRPO
     prompts: int = limits(16, at_least=1)           # problems in each
-    examples: int = limits(256, at_least=1, at_most=1000)       # in each SFT set
+    examples: int = limits(256, at_least=1, at_most=1000)       # in each SFT set; sums: half as many
     keep: int = limits(150, at_least=1)             # at most, in a set of the policy's own answers
+    # ---- tiny
     test_puzzles: int = limits(300, at_least=1, at_most=300)    # of 3 people, half as many of 4
     # ---- kk and math
     train: list[str] = field(default_factory=list)  # official files of problems to train on
@@ -60,8 +64,10 @@ class Lab(Plan):
         self.steps, self.keep, self.trace = settings.steps, settings.keep, settings.trace
         self.sampled, self.keep_flags = "", ""
         self.own = {}               # set -> flags of its fine-tuning
+        self.again = {}             # set -> flags of GRPO from the model fine-tuned on it
+        self.measured_at = self.base        # the model that effects are measured at
         self.aside = ()             # sets that are only to compare with
-        self.other = ""             # how kk_gen.py answers the problems of B, if at all
+        self.other = ""             # the command that answers the problems of B, if any
         self.given = {"long": quote(settings.long) if settings.long else "",
                       "foreign": quote(settings.foreign) if settings.foreign else ""}
         self.tuned = []             # the files of all sets that were fine-tuned on
@@ -108,7 +114,7 @@ class Lab(Plan):
         self.evaluate("base", self.base, f"{self.raw}test")
         for name in self.sets:
             self.fine_tune(name)
-        for name in ("base", *self.sets):
+        for name in self.learners:
             self.reinforce(name, self.grpo)
         # Re-distillation A: the policy's greedy answers to the problems of SFT, where correct.
         self.add(6, "the policy answers the problems of SFT", f"""
@@ -124,7 +130,7 @@ class Lab(Plan):
         self.fine_tune("b")
         if self.other:          # The same problems, answered by another.
             self.add(2, "another's answers to the problems of B", f"""
-                python kk_gen.py --source {data}/b.jsonl {self.other} --out {data}/foreign.jsonl""")
+                python {self.other} --source {data}/b.jsonl --out {data}/foreign.jsonl""")
         if self.other or self.given["foreign"]:
             self.fine_tune("foreign")
         # To compare with: the same from earlier in the run, and what was wrong.
@@ -134,9 +140,9 @@ class Lab(Plan):
         self.replay("wrong", 0, "--wrong")
         for name in ("wrong", *self.aside):
             self.fine_tune(name, once=True)
-        if self.effect:         # What the base would gain from each set, seen from the base alone.
-            self.add(45, "sample effect of every dataset, at the base", f"""
-                python effect.py --model {self.base} --test {data}/{self.raw}test.jsonl
+        if self.effect:         # What would be gained from each set, seen from this model alone.
+            self.add(45, "sample effect of every dataset", f"""
+                python effect.py --model {self.measured_at} --test {data}/{self.raw}test.jsonl
                     --data {" ".join(self.tuned)} --out {out}/effect --seed {self.settings.seed}
                     {self.effect}""", made=f"{out}/effect/summary.json")
         for name, flags in self.again.items():      # GRPO from where re-distillation ended
@@ -152,6 +158,7 @@ class Lab(Plan):
         settings = self.settings
         self.sets, self.aside, self.asked = ("short", "long"), ("guess",), "sft"
         self.policy, self.raw = "base", ""      # The base is the policy, and is asked like others.
+        self.learners = ("base", *self.sets)
         self.sft = "--lr 5e-4 --batch 16 --epochs 4 --max-length 512"
         self.grpo = (f"--steps {self.steps} --prompts {settings.prompts} --group 8 --temperature 1"
                      " --lr 3e-4 --warmup 4 --norm token --max-prompt-tokens 200"
@@ -161,7 +168,7 @@ class Lab(Plan):
         self.sampled = "--temperature 1 --max-new-tokens 400"
         self.greedy = "--temperature 0 --max-new-tokens 400"
         self.effect = "--limit 200 --max-new-tokens 300 --max-length 512 --no-halves --cosines 8"
-        self.other = "--people 3 --template compact --cot search"
+        self.other = "kk_gen.py --people 3 --template compact --cot search"
         add_puzzles(self, settings.test_puzzles, (settings.test_puzzles + 1) // 2,
                     settings.examples)
         for name, style in (("short", "table"), ("long", "search"), ("guess", "guess")):
@@ -169,29 +176,63 @@ class Lab(Plan):
                 python kk_gen.py --people 3 --source {self.data}/sft.jsonl --template compact
                     --cot {style} --out {self.data}/{name}.jsonl""")
 
+    def sums(self) -> None:
+        """A real model, which writes no box before SFT: so GRPO, and effects, start from there."""
+        settings, data = self.settings, self.data
+        self.sets, self.aside, self.learners = ("short",), ("long",), ("short",)
+        self.asked = self.policy = "short"
+        self.raw, self.measured_at = "", f"{self.out}/sft_short/model"
+        self.sft = "--lr 2e-5 --batch 16 --epochs 2 --max-length 256 --keep 1"
+        self.grpo = (f"--steps {self.steps} --prompts {settings.prompts} --group 8 --temperature 1"
+                     " --lr 2e-5 --warmup 4 --norm token --max-prompt-tokens 160"
+                     " --max-new-tokens 48 --kl-every 10 --keep 1")
+        self.again = {"b": f"{self.grpo} --steps {(self.steps + 1) // 2} --lr 1e-5"}
+        self.sampled = "--temperature 1 --max-new-tokens 64"
+        self.greedy = "--temperature 0 --max-new-tokens 64"
+        self.effect = "--limit 64 --group 8 --max-new-tokens 48 --max-length 256 --cosines 8"
+        self.other = "scripts/sums.py --cot steps"
+        made = []
+        for name, flags in (("test", "--num 200 --seed 1"), ("rl", "--num 640 --seed 0"),
+                            ("short", f"--num {settings.examples // 2} --seed 2 --cot equation")):
+            self.add(1, f"questions: {name}", f"""
+                python scripts/sums.py {flags} {"--exclude" * bool(made)} {" ".join(made)}
+                    --out {data}/{name}.jsonl""")
+            made.append(f"{data}/{name}.jsonl")
+        self.add(1, "long chains: step by step", f"""
+            python scripts/sums.py --source {data}/short.jsonl --cot steps
+                --out {data}/long.jsonl""")
+        if settings.smoke:
+            self.at_toy_size()
+
     def official(self) -> None:
         """kk and math: the paper's settings, most of them the trainers' defaults, or toy ones."""
-        settings, out, data = self.settings, self.out, self.data
+        settings, data = self.settings, self.data
         # The policy that started from the long chains, where there are some, answers their problems.
         self.asked = self.policy = "long" if settings.long else "short"
         self.raw, self.sft = "base_", "--keep 1"
         self.own = {"short": f"--val {data}/val.jsonl", "long": "--batch 64"}
         self.greedy = "--temperature 0 --max-new-tokens 4096"
         self.effect = "--limit 200 --group 8 --temperature 0.7"
+        self.learners = ("base", "short", "long")         # math: see there
         (self.kk if settings.task == "kk" else self.math)()
         for name in ("rl", "test"):
             self.add(2, f"{name} with prompts for a base model", f"""
                 python scripts/problems.py --source {data}/{name}.jsonl --template base --no-shuffle
                     --parts base_{name}=0 --out {data}""", made=f"{data}/base_{name}.jsonl")
-        if settings.smoke:          # The random model is never right: it learns from what is wrong.
-            self.steps, self.keep_flags, self.effect, self.trace = 2, "--wrong", "", []
-            self.greedy = "--temperature 0 --max-new-tokens 16"
-            self.grpo = ("--steps 2 --prompts 2 --group 2 --max-prompt-tokens 700"
-                         " --max-new-tokens 16 --keep 1")
-            self.again = dict.fromkeys(self.again, self.grpo)
-            self.add(5, "a small model with nearly random weights", f"""
-                python sft.py --init assets/smoke.json --data {data}/short.jsonl --out {out}/random
-                    --epochs 0.1""")
+        if settings.smoke:
+            self.at_toy_size()
+
+    def at_toy_size(self) -> None:
+        """Every stage, with a random model. It is never right, so it learns from what is wrong."""
+        self.steps, self.keep_flags, self.effect, self.trace = 2, "--wrong", "", []
+        self.sampled = self.sampled and "--temperature 1 --max-new-tokens 16"
+        self.greedy = "--temperature 0 --max-new-tokens 16"
+        self.grpo = ("--steps 2 --prompts 2 --group 2 --max-prompt-tokens 700"
+                     " --max-new-tokens 16 --keep 1")
+        self.again = dict.fromkeys(self.again, self.grpo)
+        self.add(5, "a small model with nearly random weights", f"""
+            python sft.py --init assets/smoke.json --data {self.data}/short.jsonl
+                --out {self.out}/random --epochs 0.1""")
 
     def split(self, what: str, source: list[str], *parts: str, flags: str = "--no-shuffle") -> None:
         last, _ = parts[-1].split("=")
@@ -226,11 +267,12 @@ class Lab(Plan):
                 python kk_gen.py --people 2-3 --source {data}/short.jsonl --cot table
                     --out {data}/long.jsonl""")
         if not settings.foreign:
-            self.other = "--people 3-7 --template chat --cot table"
+            self.other = "kk_gen.py --people 3-7 --template chat --cot table"
 
     def math(self) -> None:
         settings = self.settings
         self.sets, self.steps, self.keep = ("short", "long")[:1 + bool(settings.long)], 50, 500
+        self.learners = ("base", *self.sets)
         self.grpo = "--steps 50 --lr 2.5e-6 --warmup 4 --keep 1"
         self.again = {"a": self.grpo, "b": f"{self.grpo} --warmup 8"}
         sizes = ("short=12", "val=2") if settings.smoke else ("short=900", "val=100")
@@ -240,24 +282,27 @@ class Lab(Plan):
 
 
 def main(settings: Settings) -> None:
-    tiny, smoke = settings.task == "tiny", settings.smoke
-    kind = settings.task + "-quick" * settings.quick
-    for name in ("train", "test", "long", "foreign", "instruct", "smoke") if tiny else (
-            "quick", "steps", "prompts", "examples", "keep", "test_puzzles"):
+    task, smoke = settings.task, settings.smoke
+    kind = task + "-quick" * settings.quick
+    of_labs = "steps", "prompts", "examples", "keep"
+    of_papers = "train", "test", "long", "foreign", "instruct"
+    for name in {"tiny": (*of_papers, "smoke"), "sums": (*of_papers, "quick", "test_puzzles")}.get(
+            task, (*of_labs, "quick", "test_puzzles")):
         if getattr(settings, name) != getattr(Settings(), name):
-            raise ValueError(f"{name} is not a setting of {settings.task}")
+            raise ValueError(f"{name} is not a setting of {task}")
     settings.out = settings.out or f"runs/{kind}-{settings.seed}{'-smoke' * smoke}"
-    settings.base = settings.base or ("assets/tiny_base" if tiny else
-                                      f"{settings.out}/random/model" if smoke else "(not given)")
-    if settings.task == "math" and not (settings.train and settings.test):
+    settings.base = settings.base or (
+        f"{settings.out}/random/model" if smoke else
+        {"tiny": "assets/tiny_base", "sums": "SmolLM2-135M-Instruct"}.get(task, "(not given)"))
+    if task == "math" and not (settings.train and settings.test):
         raise ValueError("give --train and --test, files of problems")
     lab = Lab(settings)
-    (lab.tiny if tiny else lab.official)()
+    {"tiny": lab.tiny, "sums": lab.sums}.get(task, lab.official)()
     lab.experiment()
     lab.conduct(f"{settings.out}/report.md")
-    if settings.dry_run and not tiny and not smoke:
+    if settings.dry_run and task in ("kk", "math") and not smoke:
         words = {"kk": "--prompt-tokens 300 --answer-tokens 700",
-                 "math": "--prompt-tokens 200 --answer-tokens 600 --examples 500"}[settings.task]
+                 "math": "--prompt-tokens 200 --answer-tokens 600 --examples 500"}[task]
         subprocess.run([sys.executable, "scripts/estimate.py", "--base", settings.base,
                         *words.split()], input=lab.script(), text=True)
 

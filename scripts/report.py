@@ -343,7 +343,7 @@ def draw(runs: list[tuple], policy: str):
                          color=COLOURS[i % len(COLOURS)], marker="os^v"[i // len(COLOURS)])
     if weighed:
         axes[-1].axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-        axes[-1].set(xlabel="mean sample effect at the base, as cosine",
+        axes[-1].set(xlabel="mean sample effect, as cosine",
                      ylabel="gain in accuracy by SFT", title="What effect foretells")
     return figure
 

@@ -15,6 +15,7 @@ import torch
 import effect
 import engine.flags
 import model as M
+from engine import logits
 from engine.batches import Sequence, response_logprobs
 from engine.tables import answers_needed, histogram, standard_error
 from helpers import GOLDEN, read, write
@@ -93,7 +94,7 @@ def test_the_vocabulary_in_pieces(monkeypatch):
     model, sequences = toy(), some_sequences()
     G = direction(model)
     whole = effect.effects(model, sequences, G, settings(method="jvp"))
-    monkeypatch.setattr(M, "LOGITS_AT_ONCE", 3 * 40)
+    monkeypatch.setattr(logits, "LOGITS_AT_ONCE", 3 * 40)
     assert numpy.allclose(effect.effects(model, sequences, G, settings(method="jvp")), whole, rtol=1e-12)
 
 

@@ -155,9 +155,9 @@ def test_joined_layers_keep_their_weights_and_can_be_trained():
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_step_is_that_of_the_model(rows):
+def test_a_step_is_that_of_the_model(rows, **family):
     """Biases and norms as no fresh model has them; the cache holds what a full pass computes."""
-    model = tiny().to(DEVICE)
+    model = tiny(**family).to(DEVICE)
     c, lengths = model.config, [70, 1, 64][:rows]
     with torch.no_grad():
         for p in model.parameters():

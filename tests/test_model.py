@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model as M
-from engine import huggingface
+from engine import huggingface, logits
 from helpers import GOLDEN, ROOT, naive_logprobs, tiny
 
 @pytest.fixture(scope="module")
@@ -45,19 +45,31 @@ def test_golden_logits_and_greedy_tokens(expected):
 
 
 @pytest.mark.extras
-@pytest.mark.parametrize("heads, kv_heads, tied, shard, dtype, extra", [
-    (4, 4, False, "1GB", "float32", {}),
-    (4, 2, True, "40KB", "float32", {}),
-    (7, 1, True, "1GB", "bfloat16", {"hidden_size": 70, "intermediate_size": 99}),
-    (14, 2, False, "60KB", "bfloat16", {"hidden_size": 84, "rope_theta": 1e4}),
-    (6, 3, False, "1GB", "float16", {"vocab_size": 131, "rms_norm_eps": 1e-5}),
+@pytest.mark.parametrize("family, heads, kv_heads, tied, shard, dtype, extra", [
+    ("Qwen2", 4, 4, False, "1GB", "float32", {}),
+    ("Qwen2", 4, 2, True, "40KB", "float32", {}),
+    ("Qwen2", 7, 1, True, "1GB", "bfloat16", {"hidden_size": 70, "intermediate_size": 99}),
+    ("Qwen2", 14, 2, False, "60KB", "bfloat16", {"hidden_size": 84, "rope_theta": 1e4}),
+    ("Qwen2", 6, 3, False, "1GB", "float16", {"vocab_size": 131, "rms_norm_eps": 1e-5}),
+    ("Qwen3", 4, 2, True, "1GB", "float32", {"head_dim": 16}),
+    ("Qwen3", 6, 1, False, "40KB", "bfloat16", {"head_dim": 32, "rms_norm_eps": 1e-5}),
+    ("Qwen3", 2, 2, True, "1GB", "float32", {"hidden_size": 30}),           # heads of 128
+    ("Llama", 4, 4, False, "1GB", "float32", {"rope_theta": 1e4}),          # as Llama 2
+    ("Llama", 9, 3, True, "40KB", "bfloat16", {"rope_theta": 1e5}),         # as SmolLM2
+    ("Llama", 4, 2, True, "1GB", "float32", {"head_dim": 16, "rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),    # as Llama 3.2
+    ("Llama", 8, 1, False, "1GB", "float16", {"rope_parameters": {
+        "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 2.0,
+        "high_freq_factor": 5.0, "original_max_position_embeddings": 100}}),
 ])
-def test_random_models_both_ways(tmp_path, heads, kv_heads, tied, shard, dtype, extra):
+def test_random_models_both_ways(tmp_path, family, heads, kv_heads, tied, shard, dtype, extra):
     transformers = pytest.importorskip("transformers")
     settings = {"vocab_size": 97, "hidden_size": heads * 12, "intermediate_size": 80,
                 "num_hidden_layers": 3, "rope_theta": 1e6, **extra}
     torch.manual_seed(heads)
-    theirs = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+    theirs = getattr(transformers, f"{family}ForCausalLM")(getattr(
+        transformers, f"{family}Config")(
         num_attention_heads=heads, num_key_value_heads=kv_heads, tie_word_embeddings=tied,
         max_position_embeddings=256, **settings)).eval()
     with torch.no_grad():
@@ -87,14 +99,35 @@ def test_random_models_both_ways(tmp_path, heads, kv_heads, tied, shard, dtype, 
 
 
 @pytest.mark.extras
-def test_what_a_config_leaves_out_is_as_in_transformers():
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Llama"])
+def test_what_a_config_leaves_out_is_as_in_transformers(tmp_path, family):
     """With another default the same file is another model: rope_theta was 1e6 here, 1e4 there."""
     transformers = pytest.importorskip("transformers")
-    theirs = transformers.Qwen2Config().to_dict()
-    theirs |= {"head_dim": None, **theirs["rope_parameters"]}
-    defaults = {field.name: field.default for field in dataclasses.fields(M.Config)
-                if field.default is not dataclasses.MISSING}
-    assert len(defaults) == 6 and defaults == {name: theirs[name] for name in defaults}
+    given = dict(vocab_size=100, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
+                 num_attention_heads=4) | ({} if family == "Llama" else {"num_key_value_heads": 4})
+    theirs = getattr(transformers, f"{family}Config")(**given).to_dict()
+    theirs |= theirs["rope_parameters"]
+    if family == "Qwen2":
+        theirs["head_dim"] = 48 // 4
+    (tmp_path / "config.json").write_text(json.dumps(given | {"model_type": family.lower()}))
+    ours = dataclasses.asdict(M.Config.load(str(tmp_path)))
+    ours = {name: value for name, value in ours.items() if name not in huggingface.STRETCH}
+    assert len(ours) == 13 and ours == {name: theirs[name] for name in ours}
+
+
+def test_a_fresh_model_of_each_family_is_saved_and_read(tmp_path):
+    stretch = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+                   original_max_position_embeddings=32)
+    tokens = torch.randint(0, 50, (2, 30))
+    for family, changes in [("qwen2", {}), ("qwen3", {"head_dim": 8}), ("llama", {}),
+                            ("llama", stretch)]:
+        model = tiny(model_type=family, **changes)
+        M.save(model, str(tmp_path / "m"))
+        again = M.load(str(tmp_path / "m"))
+        assert again.config == model.config and torch.equal(again(tokens), model(tokens))
+        names = dict(model.named_parameters())
+        assert any("bias" in name for name in names) == (family == "qwen2")
+        assert any("q_norm" in name for name in names) == (family == "qwen3")
 
 
 @pytest.mark.extras
@@ -111,7 +144,8 @@ def test_a_saved_config_leaves_nothing_to_defaults(tmp_path):
     path = copy_golden(tmp_path / "m", rope_parameters=None, rms_norm_eps=None,
                        initializer_range=None, tie_word_embeddings=True)
     M.save(M.load(path), path)
-    names = {field.name for field in dataclasses.fields(M.Config)} - {"head_dim"}
+    names = {field.name for field in dataclasses.fields(M.Config)} - {
+        "head_dim", *huggingface.STRETCH}
     for folder in (path, os.path.join(ROOT, "assets", "tiny_base")):
         with open(os.path.join(folder, "config.json")) as file:
             assert names <= json.load(file).keys()
@@ -177,7 +211,7 @@ def test_packed_lengths_must_describe_the_row():
 @pytest.mark.parametrize("at_once", [2**26, 100])       # one piece; two tokens and few ids a piece
 @pytest.mark.parametrize("vocab, rows", [(45, 50), (70, 200)])    # all rows in use; 128 of them
 def test_logprobs_and_their_gradient(monkeypatch, tied, at_once, vocab, rows):
-    monkeypatch.setattr(M, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(logits, "LOGITS_AT_ONCE", at_once)
     tokens = torch.randint(0, vocab, (3, 8))
     weight = torch.randn(3, 7, dtype=torch.float64)
     grads = []
@@ -193,9 +227,9 @@ def test_logprobs_and_their_gradient(monkeypatch, tied, at_once, vocab, rows):
 
 def test_logprobs_never_hold_all_logits(monkeypatch):
     """B x T x V logits are the most reported out-of-memory of this kind of code."""
-    monkeypatch.setattr(M, "LOGITS_AT_ONCE", 5000)
-    shapes, head_logits = [], M.head_logits
-    monkeypatch.setattr(M, "head_logits",
+    monkeypatch.setattr(logits, "LOGITS_AT_ONCE", 5000)
+    shapes, head_logits = [], logits.head_logits
+    monkeypatch.setattr(logits, "head_logits",
                         lambda h, w, v: shapes.append(len(h) * len(w)) or head_logits(h, w, v))
     model = tiny(vocab_size=500)
     M.logprobs(model, torch.randint(0, 500, (4, 64))).sum().backward()
@@ -271,7 +305,9 @@ def test_a_model_from_scratch_saves_a_config_that_loads(tmp_path):
 
 
 @pytest.mark.parametrize("key, value, name", [
-    ("model_type", "llama", "model_type"), ("hidden_act", "gelu", "hidden_act"),
+    ("model_type", "mistral", "model_type"), ("hidden_act", "gelu", "hidden_act"),
+    ("model_type", ["llama"], "model_type"), ("mlp_bias", True, "mlp_bias"),
+    ("partial_rotary_factor", 0.5, "partial_rotary_factor"),
     ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}, "rope_scaling"),
     ("rope_scaling", {"type": "linear", "factor": 2.0}, "rope_scaling"),
     ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6}, "rope_scaling"),
@@ -282,6 +318,18 @@ def test_what_it_cannot_run_is_refused_by_name_before_weights(tmp_path, key, val
     os.remove(os.path.join(path, "model.safetensors"))          # The config is looked at first.
     with pytest.raises(ValueError, match=f"cannot run.* {name}"):
         M.load(path)
+
+
+def test_what_it_cannot_run_of_a_family_is_refused_by_name(tmp_path):
+    stretch = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    for name, changes, words in [
+            ("a", {"model_type": "qwen3", "attention_bias": True}, "cannot run attention_bias"),
+            ("b", {"model_type": "llama", "attention_bias": True}, "cannot run attention_bias"),
+            ("c", {"rope_scaling": stretch}, "no high_freq_factor"),
+            ("d", {"rope_scaling": dict.fromkeys(huggingface.STRETCH, 0) | {"type": "llama3"}},
+             "factor = 0: not a number above 0")]:
+        with pytest.raises(ValueError, match=words):
+            M.load(copy_golden(tmp_path / name, **changes))
 
 
 @pytest.mark.parametrize("change, words", [
