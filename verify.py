@@ -25,7 +25,7 @@ from fractions import Fraction
 
 from tqdm import tqdm
 
-from answers.equal import math_equal, quick_equal
+from answers.equal import math_equal
 from engine.files import check_output, numbered_jsonl, write_jsonl
 from engine.flags import command, parse
 from kk_gen import style_of
@@ -66,7 +66,7 @@ def roles(box: str) -> dict[str, str] | None:
     text = re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}(?:\{[lcr|]*\})?|\\item\b|\\\\", "\n", text)
     text = re.sub(r"\\(?:text|mbox|mathrm|mathbf)[a-z]*|\\q?quad|\*\*|[{}$&~]|\\[,;! ]", " ", text)
     role_of, waiting = {}, []               # waiting: the names before "are", as in "A and B are"
-    for part in re.split(r"[,;\n]|\band\b|(?<![\d.])\.(?!\S)", text):
+    for part in filter(str.strip, re.split(r"[,;\n]|\band\b|(?<![\d.])\.(?!\S)", text)):
         part = re.sub(r"^(?:[-*•]|\(?\d+[.)])(?: |$)", "", " ".join(part.split()))      # bullets
         if claim := CLAIM.fullmatch(part):
             new, waiting = [*waiting, claim["name"]], []
@@ -120,7 +120,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return float(1 - Fraction(math.comb(n - c, k), math.comb(n, k)))
 
 
-def majority(answers: list, rights: list, same_answer=quick_equal) -> float:
+def majority(answers: list, rights: list, same_answer=math_equal) -> float:
     """Is the most frequent answer right? Equal answers vote together. None does not vote.
 
     If several answers have the most votes, the result is their mean. Without any vote it is 0.0.
@@ -175,7 +175,7 @@ def summary(rollouts: list[dict]) -> dict:
     row = {"problems": len(groups), "n": n, "accuracy": share, "low": low, "high": high,
            "cut_off": sum(not rollout["finished"] for rollout in rollouts) / n,
            "length": sum(len(rollout["tokens"]) for rollout in rollouts) / n}
-    same_answer = str.__eq__ if rollouts[0]["task"] == "kk" else quick_equal
+    same_answer = str.__eq__ if rollouts[0]["task"] == "kk" else math_equal
     votes = [list(map(vote, group)) for group in problems.values()]
     # k = 1, 2, 4 ... up to the fewest samples of a problem, if that is more than one
     for k in [2**i for i in range(fewest.bit_length()) if fewest > 1]:

@@ -8,14 +8,24 @@ import re
 from decimal import Context, Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
-from operator import ge, gt, le, lt, ne
+from operator import eq, ge, gt, le, lt, ne
 
-from answers.latex import OPAQUE, Unreadable, is_prose, require, tidy
-from answers.numbers import (CONTEXT, Complex, inexact, is_clear, is_real, points, same_number,
-                             value_at, values)
+from answers.latex import OPAQUE, is_prose, tidy
+from answers.numbers import CONTEXT, Complex, is_real, points, same_number, value_at
 from answers.tree import INFINITY, MINUS_ONE, has, parts_of, read, times
+from answers.words import Unreadable, require
 
-COMPARE = {"<": lt, ">": gt, "≤": le, "≥": ge, "≠": ne}
+STRUCTURES = {*"∪∩∖", "list", "set", "group", "relation", "text", "reals", "ratio", "mod"}
+LISTS = re.compile(r"\d, \d{3}|[({\[]")     # With these, a comma may be that of a list.
+COMPARE = {"<": lt, ">": gt, "≤": le, "≥": ge, "≠": ne, "=": eq}
+
+
+def values(p: tuple, g: tuple):
+    """The numbers of two formulas at every point where both have one."""
+    for point in points(p, g):
+        a, b = value_at(p, point), value_at(g, point)
+        if a is not None and b is not None:
+            yield a, b
 
 
 def same_scalar(p: tuple, g: tuple) -> bool:
@@ -23,21 +33,38 @@ def same_scalar(p: tuple, g: tuple) -> bool:
 
     So ln x² is 2 ln x, though not for the complex logarithms of a negative x. But |x| is not x.
     """
-    where, imaginary = points(p, g), has((p, g), ("constant", "i"))
-    some = some_real = False
-    all_equal = True
-    for point in where:
-        a, b = value_at(p, point), value_at(g, point)
-        if a is None or b is None:
-            continue
-        if len(where) == 1 and not (is_clear(a, b) and is_clear(b, a)):
-            return False                                     # √2 cut after 60 digits is not √2.
-        real = imaginary or is_real(a) and is_real(b)
-        equal = same_number(a, b)
-        if real and not equal:
+    imaginary = has((p, g), ("constant", "i"))
+    some_real, others = False, []
+    for a, b in values(p, g):
+        if not imaginary and not (is_real(a) and is_real(b)):
+            others.append(same_number(a, b))
+        elif same_number(a, b):
+            some_real = True
+        else:
             return False
-        some, some_real, all_equal = True, some_real or real, all_equal and equal
-    return some_real or some and all_equal
+    return some_real or others != [] and all(others)
+
+
+def difference(relation: tuple) -> tuple:
+    """What must be 0, or not above 0."""
+    left, right = relation[2:] if relation[1] in "=<≤" else (relation[3], relation[2])
+    return ("+", left, times(MINUS_ONE, right))
+
+
+def same_relation(p: tuple, g: tuple) -> bool:
+    """Is one equation the other times a constant, one inequality the other times a positive one?"""
+    if p[0] != "relation" or g[0] != "relation" or not {p[1], g[1]} <= {*"=<>≤≥"}:
+        return False
+    ratios = []
+    for a, b in values(difference(p), difference(g)):
+        zeros = same_number(a, Fraction(0)), same_number(b, Fraction(0))
+        if not any(zeros):
+            ratios.append(a / b)
+        if zeros[0] != zeros[1] or ratios and not same_number(ratios[0], ratios[-1]):
+            return False
+    positive = len(ratios) > 1 and is_real(ratios[0]) and ratios[0].real > 0
+    alike = g[1], {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}.get(g[1])     # 1 < x is x > 1
+    return len(ratios) > 1 and p[1] in alike and (p[1] == "=" or positive)
 
 
 def is_name(tree: tuple) -> bool:
@@ -65,7 +92,8 @@ def named(tree: tuple) -> tuple[tuple | None, tuple]:
         end = ops.index("≈") + (ops[0] == "≈" and is_name(parts[0]))
         ops, parts = ops[:end].replace("≈", "="), parts[:end + 1]
     if set(ops) <= {"="} or ops == "∈":
-        if is_name(parts[0]) and len(parts) > 1:
+        if is_name(parts[0]) and len(parts) > 1 and all(     # But x = 3 = 4 tells nothing.
+                part[0] != "number" or same(part, parts[-1]) for part in parts):
             return parts[0], parts[-1]
         if parts[-1][0] == "variable" and not has(parts[0], "variable"):
             return parts[-1], parts[0]
@@ -74,37 +102,19 @@ def named(tree: tuple) -> tuple[tuple | None, tuple]:
     return None, tree
 
 
-def difference(relation: tuple) -> tuple:
-    """What must be 0, or not above 0, at each point."""
-    left, right = relation[2:] if relation[1] in "=<≤" else (relation[3], relation[2])
-    return values(("+", left, times(MINUS_ONE, right)))
-
-
-def same_relation(p: tuple, g: tuple) -> bool:
-    """Is one equation the other times a constant, one inequality the other times a positive one?"""
-    if any(tree[0] != "relation" or tree[1] not in ("=", "<", ">", "≤", "≥") for tree in (p, g)):
-        return False
-    kinds = [{">": "<", "≥": "≤"}.get(tree[1], tree[1]) for tree in (p, g)]
-    pairs = [pair for pair in zip(difference(p), difference(g)) if None not in pair]
-    zero = [[same_number(number, Fraction(0)) for number in pair] for pair in pairs]
-    ratios = [a / b for (a, b), zeros in zip(pairs, zero) if not any(zeros)]
-    return kinds[0] == kinds[1] and all(a == b for a, b in zero) and len(ratios) > 1 and all(
-        same_number(ratios[0], ratio) for ratio in ratios) and (
-        kinds[0] == "=" or is_real(ratios[0]) and ratios[0].real > 0)
-
-
 def endpoint(tree: tuple) -> Fraction | float:
     """A point on the real line. Inexact ones are rounded, so that equal points coincide."""
     if tree in (INFINITY, times(MINUS_ONE, INFINITY)):
         return math.inf if tree == INFINITY else -math.inf
-    number, *more = values(tree)
-    require(not more and number is not None and is_real(number))
+    number = value_at(tree, 0)
+    require(not has(tree, "variable") and number is not None and is_real(number))
     if isinstance(number, Fraction):
         return number
     require(not number.size or abs(number.size.adjusted()) < 999)
-    return Fraction(0 if number.may_be_zero() else Context(prec=35).plus(number.real))
+    return Fraction(Context(prec=50).plus(number.real))
 
 
+@lru_cache(4096)
 def region(tree: tuple) -> tuple:
     """(endpoints, test of membership, variable) of a set of reals, however it is written."""
     kind = tree[0]
@@ -123,15 +133,14 @@ def region(tree: tuple) -> tuple:
         return [point for point in line if point is not None], lambda x: all(
             COMPARE[op](x if a is None else a, x if b is None else b)
             for op, a, b in zip(tree[1], line, line[1:])), tree[2 + line.index(None)]
-    if kind in ("∪", "∩", "∖") or kind == "list" and tree[1] in "∧∨" and tree[2][0] == "relation":
-        op, parts = (tree[1], tree[2:]) if kind == "list" else (kind, tree[1:])
-        cuts, tests, names = zip(*map(region, parts))
-        require(len(set(names) - {None}) < 2)
-        member = any if op in "∪∨" else all
-        return sum(cuts, []), lambda x: (
-            tests[0](x) and not any(test(x) for test in tests[1:]) if op == "∖"
-            else member(test(x) for test in tests)), names[0]
-    raise Unreadable
+    if kind == "list" and tree[1] in "∧∨":                   # But x = 1 and x = 2 are two values.
+        require(all(part[0] == "relation" and "=" not in part[1] for part in tree[2:]))
+        return region(("∩" if tree[1] == "∧" else "∪", *tree[2:]))
+    require(kind in "∪∩∖")
+    cuts, tests, names = zip(*map(region, tree[1:]))
+    require(len(set(names) - {None}) < 2)
+    member = {"∪": any, "∩": all, "∖": lambda found: next(found) and not any(found)}[kind]
+    return sum(cuts, []), lambda x: member(test(x) for test in tests), max(names, key=bool)
 
 
 def same_region(p: tuple, g: tuple) -> bool | None:
@@ -154,12 +163,11 @@ def same_parts(p: tuple, g: tuple) -> bool:
     names = [len({named(part)[0] for part in side} - {None}) for side in (p, g)]
     if max(names) > 1 and min(names) == 0:
         return all(map(same, p, g))
-    left, rest = list(g), []
-    for part in p:                                           # First, those that are written alike.
-        left.remove(part) if part in left else rest.append(part)
-    for part in rest:
-        match = next((other for other in left if same(part, other)), None)
-        if match is None or len(rest) > 30:
+    left = list(g)
+    for part in sorted(p, key=g.count, reverse=True):        # First, those that are written alike.
+        alike = part in left or len(left) > 30
+        match = part if alike else next((other for other in left if same(part, other)), part)
+        if match not in left:
             return False
         left.remove(match)
     return True
@@ -180,9 +188,7 @@ def same_ratio(p: tuple, g: tuple) -> bool:
 def same_residue(p: tuple, g: tuple) -> bool:
     """10 (mod 7) is 3 (mod 7). One may leave its (mod 7) out, but 3 is not 3 (mod 2)."""
     (a, *m), (b, *n) = (tree[1:] if tree[0] == "mod" else (tree,) for tree in (p, g))
-    if not m or not n:
-        return same(a, b) and (not m or same_scalar(("function", "mod", a, *m), b))
-    return same(m[0], n[0]) and same_scalar(("function", "mod", a, *m), ("function", "mod", b, *n))
+    return same_scalar(p, g) and (m == n or not (m and n) and same_scalar(a, b))
 
 
 def same_units(p: frozenset, g: frozenset) -> bool:
@@ -194,17 +200,21 @@ def same_units(p: frozenset, g: frozenset) -> bool:
 
 def same(p: tuple, g: tuple) -> bool:
     """Do two trees, a prediction's and a gold answer's, say the same?"""
-    if p == g:
-        return True
+    if p == g or p[0] == g[0] == "number":
+        return p == g
     (name_p, value_p), (name_g, value_g) = named(p), named(g)
     if (value_p, value_g) != (p, g):                         # x = 5 is 5, but it is not y = 5
         # m + n = 7 tells a value. But 7 does not tell the line x + y = 7.
         line = name_p is None and name_g is not None and name_g[0] == "+"
         return not line and len({name_p, name_g} - {None}) < 2 and same(
             value_p, value_g) or same_relation(p, g)
+    if g[0] == "base":                                       # A base may be left out, not changed.
+        return p == ("number", Fraction(g[1]))
+    kinds, p_parts, g_parts = {p[0], g[0]}, parts_of(p), parts_of(g)
+    if not kinds & STRUCTURES:
+        return same_scalar(p, g)
     if (regions := same_region(p, g)) is not None:
         return regions
-    kinds, p_parts, g_parts = {p[0], g[0]}, parts_of(p), parts_of(g)
     if kinds & {"ratio", "mod"}:
         return same_ratio(p, g) if "ratio" in kinds else same_residue(p, g)
     if kinds <= {"list", "set"}:
@@ -217,10 +227,7 @@ def same(p: tuple, g: tuple) -> bool:
     if kinds == {"group"}:                                   # But [a, b) is not (a, b].
         other_ends = len(p) == 5 and has((p, g), "variable") and p[1:3] != g[1:3]
         return len(p) == len(g) and not other_ends and all(map(same, p[3:], g[3:]))
-    if g[0] == "base":                                       # A base may be left out, not changed.
-        return p == ("number", Fraction(g[1]))
-    return same_relation(p, g) or not kinds & {
-        "group", "relation", "text", "reals", "∪", "∩", "∖"} and same_scalar(p, g)
+    return same_relation(p, g)
 
 
 def plain(tidied: str) -> str:
@@ -234,7 +241,7 @@ def is_printed_float(prediction: tuple, gold: str) -> bool:
     """A gold of 4.123105625617661 is a program's √17: the one rounding that is accepted."""
     if not re.fullmatch(r"-?\d+\.\d{14,17}", gold):
         return False
-    z, last_digit = values(prediction)[0], Decimal(10) ** -len(gold.partition(".")[2])
+    z, last_digit = value_at(prediction, 0), Decimal(10) ** -len(gold.partition(".")[2])
     return isinstance(z, Complex) and is_real(z) and abs(z.real - Decimal(gold)) < last_digit
 
 
@@ -249,89 +256,52 @@ def choice(tidied: str) -> tuple[str, str]:
     return match[1] or match[2], rest
 
 
+def same_reading(p: tuple, units_p: frozenset, g: tuple, units_g: frozenset, gold: str) -> bool:
+    try:
+        with localcontext(CONTEXT):
+            return same_units(units_p, units_g) and (same(p, g) or is_printed_float(p, gold))
+    except (Unreadable, ArithmeticError):                    # Huge numbers can overflow even here.
+        return False
+
+
+def reading(text: str, thousands: bool) -> tuple | None:
+    try:
+        return read(text, thousands)
+    except (Unreadable, ArithmeticError):
+        return None
+
+
+@lru_cache(4096)
+def understood(answer: str) -> tuple[str, str, str, list]:
+    """What one answer says: (letter of a choice or "", tidy text, its spelling, its readings).
+
+    The first reading takes 58,500 for a number, the second for a list.
+    """
+    letter, text = choice(tidy(answer))
+    spelled = plain(text).casefold() if is_prose(text) else plain(text)
+    first = reading(text, True)
+    return letter, text, spelled, [first, reading(text, False) if "," in text else first]
+
+
 def math_equal(prediction: str, gold: str) -> bool:
     """Is this answer mathematically the gold one? Both are LaTeX, or what models write for it."""
     prediction, gold = " ".join(prediction.split()), " ".join(gold.split())
     if prediction == gold or not prediction or not gold:
         return prediction == gold != ""
     try:
-        (chosen, p), (wanted, g) = choice(tidy(prediction)), choice(tidy(gold))
+        letter_p, text_p, p, readings_p = understood(prediction)
+        letter_g, text_g, g, readings_g = understood(gold)
     except Unreadable:                                       # too long
         return False
-    if chosen and wanted and chosen != wanted:
+    if letter_p and letter_g and letter_p != letter_g:
         return False
-    if chosen and plain(g).strip("()") == chosen or wanted and plain(p).strip("()") == wanted:
+    if p == g or letter_p and g.strip("()") == letter_p or letter_g and p.strip("()") == letter_g:
         return True
-    letter = re.fullmatch(r"\(?[A-J]\)?", g)                 # A or (a): one of several choices
-    if plain(p) == plain(g) or (letter or is_prose(p) and is_prose(g)) and (
-            plain(p).casefold() == plain(g).casefold()):
+    if re.fullmatch(r"\(?[A-J]\)?", g) and p.casefold() == g.casefold():   # one of several choices
         return True
-    # 58,500 is a number. Where a comma has a space or brackets, it may also be a list.
-    lists = "," in p + g and re.search(r"\d, \d{3}|[({\[]", p + " " + g)
-    for thousands in (True, False) if lists else (True,):
-        try:
-            (p_tree, p_units), (g_tree, g_units) = read(p, thousands), read(g, thousands)
-            with localcontext(CONTEXT):
-                if same_units(p_units, g_units) and (
-                        same(p_tree, g_tree) or is_printed_float(p_tree, g)):
-                    return True
-        except (Unreadable, ArithmeticError):                # Huge numbers can overflow even here.
-            continue
+    first, second = zip(readings_p, readings_g)
+    lists = first != second and LISTS.search(text_p + " " + text_g)
+    for read_p, read_g in (first, second) if lists else (first,):
+        if read_p and read_g and same_reading(*read_p, *read_g, text_g):
+            return True
     return False
-
-
-def extremes(tree: tuple) -> tuple:
-    """What equal answers have in common: (largest number, smallest number), or (text,).
-
-    Of an equation with variables, (nothing, nothing, a ratio that stays if it is scaled). () tells
-    nothing, and only `same` can compare.
-    """
-    name, told = named(tree)
-    if name is not None and not has(told, "variable"):
-        tree = told
-    if tree[0] == "text":
-        return (tree[1],)
-    if tree[0] in ("list", "set", "group"):
-        found = [extremes(part) for part in tree if isinstance(part, tuple)]
-        return (max(part[0] for part in found), min(part[1] for part in found)) if found and all(
-            len(part) == 2 for part in found) else ()
-    numbers = [value_at(tree, 0)]
-    if tree[0] == "relation" and tree[1] in ("=", "<", ">", "≤", "≥"):
-        numbers = difference(tree)[:2]
-    elif has(tree, "relation", "ratio", "mod", "base", "reals", "text", "list", "set", "group", "∪",
-             "∩", "∖"):
-        return ()
-    if not all(number is not None and is_real(number) for number in numbers):
-        return ()
-    x, *more = (float(inexact(number).real) for number in numbers)
-    return (0, 0, x / more[0]) if more and more[0] else (x, x) if not more else ()
-
-
-@lru_cache(4096)
-def sketch(answer: str) -> tuple[str, tuple]:
-    """An answer's plain text and its `extremes`."""
-    try:
-        tidied = tidy(answer)
-    except Unreadable:
-        return answer, (answer,)
-    text = plain(tidied).casefold()
-    if choice(tidied)[0] or re.search(r"\d,\d{3}", tidied):  # It can be read in two ways.
-        return text, ()
-    try:
-        with localcontext(CONTEXT):
-            return text, extremes(read(tidied)[0])
-    except (Unreadable, ArithmeticError):
-        return text, (text,)
-
-
-def may_be_equal(x: tuple, y: tuple) -> bool:
-    """Two answers' `extremes`: can the answers be equal? y = 2x + 1 may also be 2x + 1."""
-    if not x or not y or len(x) != len(y):
-        return not x or not y or 3 in (len(x), len(y))
-    return x == y if len(x) == 1 else all(math.isclose(a, b, abs_tol=1e-12) for a, b in zip(x, y))
-
-
-def quick_equal(a: str, b: str) -> bool:
-    """As math_equal, but fast if they differ: 1,000 answers to one problem are 500,000 pairs."""
-    (text_a, x), (text_b, y) = sketch(a), sketch(b)
-    return a == b or (text_a == text_b or may_be_equal(x, y)) and math_equal(a, b)

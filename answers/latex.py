@@ -7,6 +7,8 @@ import re
 import unicodedata
 from fractions import Fraction
 
+from answers.words import NOUNS, UNITS, Unreadable, require
+
 LONGEST = 500           # A longer answer is not read as mathematics. It is only compared as text.
 CHARACTERS = str.maketrans({
     "−": "-", "–": "-", "·": "*", "×": "*", "⋅": "*", "÷": "/", ";": ",", "∞": r"\infty ",
@@ -21,18 +23,18 @@ TIDY = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"(\\[dtc]?frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
     (r"(?<=\d)\^\s*\{?\s*(?:\\(?:text|mathrm)\s*)?\{?\s*(?:st|nd|rd|th)\b[\s}]*", ""),   # 5^{th}
     (r"\\(?:begin|end)\s*\{(?:aligned|align\*?|gathered|split|equation\*?)\}\s*&?", " "),
-    (r"(?:\\\\)?\s*&\s*(?==)|\\\\\s*(?==|$)", ""),                     # x &= 1 + 2 \\ &= 3
-    (r"\\prime\b|\^\s*\{?\s*\\prime\s*\}?", "'"),                       # f^{\prime}
-    (r"(?i)\b(\d\d?):00(?=\W*(?:text|mathrm)?\W*[ap]\.?m\b)", r"\1"),     # 7:00 p.m.
+    (r"(?:\\\\)?\s*&\s*(?==)|\\\\\s*(?==|$)", ""),                      # x &= 1 + 2 \\ &= 3
+    (r",\s*(?=&|\\\\)", ""),                                             # x, & \text{if } x > 0
+    (r"(?<=&)\s*\\text\s*\{\s*(?:if|for|when)\b", r"\\text{"),
+    (r"\\prime\b|\^\s*\{?\s*\\prime\s*\}?", "'"),                        # f^{\prime}
+    (r"(?i)\b(\d\d?):00(?=\W*(?:text|mathrm)?\W*[ap]\.?m\b)", r"\1"),    # 7:00 p.m.
     (r"\(\s*(?:\\(?:text|mathrm)\s*\{\s*)?mod\s*\}?\s*(\w+)\s*\)", r"\\pmod{\1}"),
-    (r"(?:[(\[]|\\\{)[^][(){}\s]*,[^][(){}\s]*(?=[])]|\\\})",         # (1,100) is no number
-     lambda match: match[0].replace(",", ", ")),
+    (r"(?:[(\[]|\\\{)(?![^][(){}]*,0\d\d)[^][(){}\s]*,[^][(){}\s]*(?=[])]|\\\})",
+     lambda match: match[0].replace(",", ", ")),                         # (1,100), not (1,000)
     (r"\^\s*\{?\s*(?:\\circ|\\degree|°)(?![a-z])\s*\}?", "°"),
-    (r"\\mathbb\s*\{?\s*R\s*\}?", "ℝ"), (r"\\mathbb\s*\{(\w)\}", r" \1 "),
-    (r"\\\{\s*(\(?[a-z](?:, ?[a-z])*\)?|[^{}|:]*\\in(?![a-z])[^{}|:]*) *(?:\||:)",
-     r"\\{\1\\mid "),                                                  # {x : x > 3}
-    (r"^\*\*(.*)\*\*$", r"\1"), (r"\*\*", "^"),                    # **5**, 2**10
-    (r"(?<=[a-zA-Z])\.", ""), (r"\s+", " "))]                           # sq. ft., p.m.
+    (r"\\mathbb\s*\{?\s*R\s*\}?", "ℝ"),
+    (r"^\*\*(.*)\*\*$", r"\1"), (r"\*\*", "^"),                          # **5**, 2**10
+    (r"(?<=[a-zA-Z])\.", ""))]                                           # sq. ft., p.m.
 TRIGONOMETRIC = "sin cos tan sec csc cot cis".split()
 FUNCTIONS = TRIGONOMETRIC + "arcsin arccos arctan ln log exp sqrt binom".split()
 OPAQUE = "sum prod int lim max min gcd lcm det overline bar hat".split()    # compared, not computed
@@ -55,21 +57,7 @@ COMMANDS |= dict.fromkeys(("frac", "dfrac", "tfrac", "cfrac"), ("frac", ""))
 COMMANDS |= {name: ("constant", name) for name in ("pi", "infty")}
 LETTERS = {name: COMMANDS[name] for name in FUNCTIONS + ["pi", "infty"]}    # needs no backslash
 LETTERS |= {name: ("constant", name) for name in "ei"}
-UNITS = {word: name for name, words in {                     # each unit's other names
-    "percent": "% percentage", "degree": "° deg", "radian": "rad", "dollar": "$ usd",
-    "cent": "cents", "euro": "€", "pound sterling": "£", "inch": "in inches", "foot": "ft feet",
-    "yard": "yd", "mile": "mi", "millimeter": "mm", "centimeter": "cm", "meter": "m metre",
-    "kilometer": "km", "gram": "g", "kilogram": "kg", "milligram": "mg", "pound": "lb lbs",
-    "ounce": "oz", "second": "s sec", "minute": "min", "hour": "h hr", "liter": "l litre",
-    "milliliter": "ml", "mile/hour": "mph", "^2": "square squared sq", "^3": "cubic cubed cu",
-    "/": "per", "am": "am", "pm": "pm",
-    "": "unit st nd rd th of the a an total each old"}.items() for word in words.split()}
 PIECES = re.compile("|".join([*FUNCTIONS, "pi", "."]))        # 2sinx is 2 sin x
-# What must be among words after a value, unless they are in \text{...}: 4 abcd is a product.
-NOUNS = re.compile(
-    r"(?:[A-Za-z']+[ -]+)*?(?:[A-Za-z']*[A-Za-z]{2}s|people|men|women|children|hundred|thousand"
-    r"|dozen|[a-z]+illion|%s)(?![A-Za-z])" % "|".join(
-        name for name in [*UNITS, *UNITS.values()] if len(name) > 1 and name.isalpha()))
 TOKEN = re.compile(r"""
     \\(?P<font>text\w*|mbox|mathrm|operatorname)\*?\s*\{(?P<content>[^{}]*)\}
   | \\(?P<edge>begin|end)\s*\{(?P<environment>\w+)\*?\}(?:\s*\{[lcr|\s]*\})?
@@ -83,15 +71,6 @@ TOKEN = re.compile(r"""
   | (?P<letters>[A-Za-z]+(?:[-'][A-Za-z]+)*)
   | (?P<symbol><=|>=|!=|\S)
   | \s""", re.VERBOSE)
-
-
-class Unreadable(Exception):
-    """The rules cannot read this text, or cannot give it a value."""
-
-
-def require(condition) -> None:
-    if not condition:
-        raise Unreadable
 
 
 def tidy(text: str) -> str:
@@ -116,8 +95,8 @@ def is_word(match, before: str) -> bool:
     if before == "word" and text[:at].rstrip()[-1:].isalpha() or (
             before == "number" and len(run) > 1 and run.lower() in UNITS):
         return True
-    if len(run) < 4 and run not in ("red", "men") or run in LETTERS:
-        return False
+    if len(run) < 4 and run not in ("red", "men") or run in LETTERS or run[:-1] in LETTERS:
+        return False                                         # 2 logs is a product of log s
     return at == 0 or not re.match(r"[\w})\]!]", text[at - 1]) and NOUNS.match(text, at) is not None
 
 

@@ -9,18 +9,18 @@ import subprocess
 import sys
 import textwrap
 import time
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
 
 import verify
-from answers.equal import quick_equal
-from answers.latex import LONGEST, Unreadable, tidy
-from answers.numbers import inexact, place, values
+from answers.latex import LONGEST, tidy
+from answers.numbers import CONTEXT, POINTS, inexact, place, value_at
 from answers.tree import read
-from verify import (effective_samples, kk_correct, last_boxed, majority, math_equal, pass_at_k, reward, roles,
-                    wilson)
+from answers.words import Unreadable
+from verify import (effective_samples, kk_correct, last_boxed, majority, math_equal, pass_at_k,
+                    reward, roles, wilson)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -86,7 +86,8 @@ def tree(text):
 
 def number(text):
     """The value of a text without variables, as two Decimals."""
-    z = inexact(values(tree(text))[0])
+    with localcontext(CONTEXT):
+        z = inexact(value_at(tree(text), 0))
     return z.real, z.imag
 
 
@@ -283,13 +284,15 @@ def test_hand_written_pairs():
 KINDS = {       # kind: pairs of gold and answer that are equal, then pairs that are different
     "exact numbers stay exact": ([
         ("2^{2025}-2^{2024}", "2^{2024}"), ("e^{i\\pi}+1", "0"), ("(1+i)^{2024}", "2^{1012}"),
-        ("10^{40}\\pi", "\\pi\\cdot 10^{40}"), ("\\lfloor(\\sqrt{2})^2\\rfloor", "2")], [
+        ("10^{40}\\pi", "\\pi\\cdot 10^{40}"),
+        ("\\sqrt{x^4+1}-x^2", "\\frac{1}{\\sqrt{x^4+1}+x^2}"), ("\\lfloor(\\sqrt{2})^2\\rfloor", "2")], [
         ("2^{2024}", "2^{2024}-1"), ("2^{100000}", "2^{100000}+1"), ("0", "\\frac{1}{2^{2024}}"),
         ("0", "e^{-100}"), ("\\pi", "\\pi+10^{-35}"), ("\\pi", "\\pi(1+10^{-60})"),
         ("10^{60}", "\\sqrt{10^{120}+1}"), ("1", "1-e^{-200}"), ("1", "e^{10^{-60}}"),
         ("(0,2^{2024})", "(0,2^{2024}-1)"), ("f(2^{2024})", "f(2^{2024}-1)"),
         ("\\sin x", "\\sin x+10^{-90}"), ("5", "10^{60}\\sin\\pi"), ("\\sin\\pi", "e^{-150}"),
-        ("\\sqrt{2}", "1." + str(math.isqrt(2 * 10**200))[1:])]),
+        ("\\sqrt{2}", "1." + str(math.isqrt(2 * 10**200))[1:]),
+        ("(1+\\frac{\\pi}{10^{35}})^2", "1+2\\cdot\\frac{\\pi}{10^{35}}")]),
     "powers of units": ([
         ("45", "45\\text{ units}^2"), ("45\\text{ units}^2", "45\\text{ square units}"),
         ("21", "21^{\\text{st}}"), ("2025", "45^2")], [
@@ -373,6 +376,30 @@ KINDS = {       # kind: pairs of gold and answer that are equal, then pairs that
         "\\{x\\mid x<3\\}"),
         ("\\begin{cases} x & \\text{if } x>0 \\\\ 0 & \\text{if } x\\le 0 \\end{cases}",
          "\\begin{cases} x & \\text{if } x\\le 0 \\\\ 0 & \\text{if } x>0 \\end{cases}")]),
+    # "units" names no unit, so it is as if it was left out. But a power must be that of the gold.
+    "neutral units": ([("5\\text{ cm}", "5\\text{ units}"), ("5\\text{ units}", "5\\text{ cm}")], [
+        ("5\\text{ cm}", "5\\text{ square units}"), ("5\\text{ cm}^2", "5\\text{ units}^3")]),
+    "words that are products or ordinals": ([
+        ("6", "6 cosets"), ("5", "5 secs"), ("4", "4 cats"), ("3", "3\\text{ logs}"),
+        ("9", "9\\text{ ninth graders}"), ("12", "12 third graders"), ("3", "3^{rd}")], [
+        ("2", "2 logs"), ("2", "2 sins"), ("4", "4 abcs"), ("8", "2^{3rd}"),
+        ("8", "2^{3\\text{ cm}}"),
+        ("3", "3\\text{ fifths}"), ("1", "1\\text{ third cup}"),
+        ("3", "3\\text{ third cups are}")]),
+    "the variable of a set": ([
+        ("x>3", "\\{x : 2x>6\\}"), ("x>3", "\\{x \\mid x>3\\}"),
+        ("\\{1,2\\}", "\\{x : x=1 \\text{ or } x=2\\}"), ("\\emptyset", "\\{x : x=1, x=2\\}"),
+        ("(1,2)", "\\{x : x>1, x<2\\}"), ("\\{(x,y) : x+y=1\\}", "\\{(x,y) : y+x=1\\}"),
+        ("x=1, x=2", "x=1\\text{ and }x=2")], [
+        ("\\{x : x>3\\}", "\\{y : x>3\\}"), ("x>3", "\\{y : x>3\\}"),
+        ("\\{1,2\\}", "\\{x : x=1, x=2\\}"), ("\\{x : x>3\\}", "\\{x : x\\ge 3\\}")]),
+    "chains": ([
+        ("4", "x=2+2=4"), ("100\\pi", "V=\\pi r^2h=100\\pi"), 
+        ("\\frac{1}{2}", "x=0.5=\\frac{1}{2}")], [
+        ("4", "x=3=4"), ("3", "x=3=4"), ("4", "x=4=3"), ("4", "x=1+1=3=4")]),
+    "thousands in brackets": ([
+        ("1000000", "(1,000,000)"), ("1000", "(1,000)"), ("(2,1000000)", "(2,1,000,000)")], [
+        ("1100", "(1,100)"), ("100", "(0,100)"), ("1000000", "(1,000,001)")]),
 }
 
 
@@ -387,7 +414,7 @@ def test_letters_have_every_two_signs():
     """|ab| is ab wherever both have the same sign."""
     names = [*"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
     for a, b in itertools.combinations(names, 2):
-        signs = {(place(a, point) > 0, place(b, point) > 0) for point in range(24)}
+        signs = {(place(a, point) > 0, place(b, point) > 0) for point in range(POINTS)}
         assert len(signs) == 4, (a, b)
 
 
@@ -520,7 +547,7 @@ def test_golds_with_a_value_equal_themselves_rewritten():
         except Unreadable:
             continue
         scalar = gold_tree[0] in ("number", "+", "*", "^", "function", "variable")
-        if scalar and None not in values(gold_tree):
+        if scalar and None not in [value_at(gold_tree, point) for point in range(POINTS)]:
             tried += 1
             accepted(gold, "0+" + gold)
             refused(gold, "0.0001+" + gold)
@@ -570,7 +597,7 @@ HOSTILE = textwrap.dedent(r"""
     import json, os, resource, sys
     sys.path.insert(0, sys.argv[1])
     import verify
-    from answers import equal, latex, numbers, tree
+    from answers import equal, latex, numbers, tree, words
 
     def whole(pieces):
         return "".join(text * count for text, count in pieces)
@@ -589,7 +616,7 @@ HOSTILE = textwrap.dedent(r"""
               whole(case.get("gold_pieces", [[case["gold"], 1]])), case["expected"])
              for case in cases]
     cases += [("answer", code, "5", None) for code in json.loads(sys.argv[3])]
-    modules = (verify, equal, latex, numbers, tree)
+    modules = (verify, equal, latex, numbers, tree, words)
     names = [set(vars(module)) for module in modules]
     resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
     events, wrong = [], []
@@ -645,6 +672,18 @@ def test_trap_hangs_on_a_million_backslashes(length):
     assert slowest[0] < 1.0, slowest
 
 
+@pytest.mark.parametrize("formula", [
+    "i^i+", "\\arctan 3+", "\\sec x", "\\log_{2}", "(x+\\sqrt2)^{19}", "α", "e^{x}+",
+    "\\sqrt{x}+", "1\\pm\\sin x+"])
+def test_long_formulas_take_no_longer_than_short_ones(formula):
+    """Up to 0.5 s when each of the many functions was computed at every point."""
+    for length in (100, 300, 490):
+        text = formula * (length // len(formula)) + "x"
+        start = time.process_time()
+        math_equal(text, text + "+0"), math_equal("x=" + text, "y=" + text + "1")
+        assert time.process_time() - start < 0.25      # for four texts, on a busy machine
+
+
 def test_towers_factorials_and_deep_nests_are_no_numbers():
     """9^9^9^9, (10^9)!, and Python's own limits: 4,300 digits to an int, 1,000 frames."""
     for text in ("9^9^9^9", "2^{10^{10}}", "10^{10^{100}}", "(10^9)!", "10^9!", "9!!!!!",
@@ -653,7 +692,7 @@ def test_towers_factorials_and_deep_nests_are_no_numbers():
                  "\\ln 0", "1/0"):
         assert math_equal(text, text)
         refused("5", text, text + "+5", "5^{" + text + "}")
-    assert values(read("\\sin(10^{20})")[0]) == (None,)    # too many turns for 50 digits
+    assert value_at(tree("\\sin(10^{20})"), 0) is None      # too many turns for 110 digits
     accepted("1", "(" * 30 + "1" + ")" * 30)
     refused("1", "(" * 50 + "1" + ")" * 50)
     for opening, closing in ("()", ("\\frac{1}{", "}"), ("\\sqrt{", "}"), ("2^{", "}"), ("|", "|"),
@@ -667,7 +706,7 @@ def test_towers_factorials_and_deep_nests_are_no_numbers():
 def test_numbers_whose_difference_is_too_large_are_different():
     """Each is below the largest Decimal, but not what lies between them. This once raised."""
     huge = "e^{1000000}e^{1000000}e^{302585.09}"
-    assert None not in values(tree(f"5{huge}")) and values(tree(f"99{huge}")) == (None,)
+    assert value_at(tree(f"5{huge}"), 0) is not None and value_at(tree(f"99{huge}"), 0) is None
     refused(f"-5{huge}", f"6{huge}")
     refused(f"x<{huge}", f"-x<{huge}")
     refused(f"[5{huge}, 6{huge}]", f"[4{huge}, 6{huge}]")
@@ -715,21 +754,13 @@ def test_majority_by_hand():
         majority(["1"], [])
 
 
-def test_majority_compares_few_pairs_in_full_with_the_same_result():
-    """All pairs of 1,024 different answers took a minute."""
-    rng, texts = random.Random(0), sorted({text for pair in hand_pairs() for text in pair[:2]} | {
-        text for kind in KINDS.values() for pairs in kind for pair in pairs for text in pair})
-    for _ in range(60):
-        answers = rng.choices(rng.sample(texts, 10), k=20)
-        rights = [rng.random() for _ in answers]
-        assert majority(answers, rights) == majority(answers, rights, math_equal)
-    for a, b in zip(rng.choices(texts, k=9000), rng.choices(texts, k=9000)):
-        assert quick_equal(a, b) == (a == b or math_equal(a, b)), (a, b)
-    start = time.perf_counter()
+def test_majority_reads_every_answer_once():
+    """All pairs of 1,024 different answers took a minute when each pair was read anew."""
+    start = time.process_time()
     for form in ("{0}", "({0},{1})", "x={0}", "y={0}x+1", "\\text{{the word {0}}}", "\\frac{{{0}",
-    "\\sqrt{{{0}}}+1"):
-        majority([form.format(n, n * n) for n in range(500)], [0.0] * 500)
-    assert time.perf_counter() - start < 20            # 100 s if every pair is compared in full
+                 "\\sqrt{{{0}}}+1"):
+        majority([form.format(n, n * n) for n in range(200)], [0.0] * 200)
+    assert time.process_time() - start < 8             # 12 s if every pair is read anew
 
 
 def test_levels_of_any_kind_can_be_sorted():
