@@ -235,11 +235,12 @@ os.makedirs(flags["--out"] + "/part")
 
 
 class Toy:
-    """An experiment of a few stages, in a process of its own. TOOL is the program above."""
+    """An experiment of a few stages, in a process of its own. TOOL is the program above. The run
+    directory has a name that a shell, or a format of numbers, would take apart."""
 
     def __init__(self, tmp_path, *stages):
         """stages: the arguments of plan.add, as a text of Python. `out` is the run directory."""
-        self.out, self.script, tool = tmp_path / "out", tmp_path / "toy.py", tmp_path / "tool.py"
+        self.out, self.script, tool = tmp_path / "50% of it", tmp_path / "toy.py", tmp_path / "tool.py"
         tool.write_text(TOOL)
         lines = (f"plan.add({stage.replace('TOOL', f'python {tool}')})" for stage in stages)
         self.script.write_text(TOY.format(scripts=SCRIPTS, stages="\n    ".join(lines)))
@@ -270,9 +271,9 @@ def test_what_is_there_is_skipped_and_what_was_begun_goes_on(tmp_path):
     (toy.out / "done").touch()
     half = toy.out / "half"
     assert [line for line in printed.splitlines() if line] == [
-        "# 1. what is there", "false x", "# 2. ours", f"echo sft.py --lr 1 a b --out {half}",
-        "# 3. another", f"echo grpo.py --out {toy.out}/new", "# 4. a script",
-        f"echo scripts/sft.py.py --out {half}"]         # the stage that comes twice is made once
+        "# 1. what is there", "false x", "# 2. ours", f"echo sft.py --lr 1 a b --out '{half}'",
+        "# 3. another", f"echo grpo.py --out '{toy.out}/new'", "# 4. a script",
+        f"echo scripts/sft.py.py --out '{half}'"]       # the stage that comes twice is made once
     assert toy.run("--jobs", 1).splitlines() == [       # the longest first; `half` is there
         "[3/4] another", "[3/4] another: 0:00 min", f"grpo.py --out {toy.out}/new",
         "[2/4] ours", "[2/4] ours: 0:00 min", f"sft.py --lr 1 a b --out {half} --resume",
