@@ -18,16 +18,18 @@ The second form is why an effect is cheap. It needs no gradient of the example: 
 log p(o) grows when the weights move along G, and one pass gives that for a whole batch. `jvp`
 (Jacobian-vector product) carries this slope through the forward pass (forward-mode
 differentiation). `difference` takes (log p at theta + s G  -  log p at theta - s G) / 2s, in fp32.
-SFT on a dataset raises J in proportion to its mean effect, for a small step. Only the cosine of an
-example with G needs the example's own gradient; so it is computed for a few examples of each file
-(--cosines).
+SFT on a dataset raises J in proportion to its mean effect, for a small step. RL on a problem goes
+along the mean over k of A_k * grad log p(o_k), with answers o_k to it. So a problem has an effect,
+too: the mean over k of A_k * effect(o_k) (`problem_pool`, --problems). Only the cosine with G needs
+an example's own gradient; so it is computed for a few of each file (--cosines).
 
 From the paper (arXiv 2505.17988, first version): the idea, and that it is an inner product of
-gradients. Its code holds none of it, so all that is said here is our reading. An answer from
-which G was computed would have an effect that is too large, since G contains its own gradient. So
---data may not hold problems of --test.
+gradients. Its code holds none of it, so all that is said here is our reading. To choose RL problems
+by such a product: GradAlign (2602.21492), CROPI (2510.26491). An answer from which G was computed
+would have an effect that is too large, since G contains its own gradient. So --data and --problems
+may not hold problems of --test.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from engine.flags import command, limits, parse
 from engine.prompts import TEMPLATES
@@ -38,7 +40,8 @@ from engine.settings import Machine
 class Settings(Machine):
     model: str                      # model directory: effects are at these weights
     test: str                       # problems whose reward is to grow
-    data: list[str]                 # JSONL: prompt and response; rollouts: their tokens
+    data: list[str] = field(default_factory=list)   # JSONL: prompt and response, or rollouts
+    problems: str = ""              # problems for RL, each of which gets an effect
     limit: int = limits(0, at_least=0)      # use the first so many problems of --test; 0: all
     group: int = limits(16, at_least=2)     # answers to each of them
     temperature: float = limits(1.0, above=0)       # of these answers
@@ -66,7 +69,6 @@ class Settings(Machine):
 if __name__ == "__main__":      # before torch is imported: --help and a wrong flag answer at once
     settings = parse(Settings, __doc__)
 
-import contextlib
 import os
 import sys
 
@@ -78,15 +80,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from engine.batches import Sequence, micro_batches, pass_tokens, response_logprobs
+from engine.directions import changed_weights, inner
 from engine.examples import Dataset, read_datasets
 from engine.files import check_output, write_json, write_jsonl
 from engine.problems import read_problems
 from engine.processes import fit_machine
-from engine.tables import answers_needed, histogram, standard_error
+from engine.tables import agreement, effects_table, gradient_line, histogram, standard_error
 from engine.tokenizer import encode_prompts, load_tokenizer, response_text, stop_ids
 from model import Config, load
 from sample import generate, release
-from verify import aligned, reward
+from verify import reward
 
 
 # ---- the gradient of the reward --------------------------------------------------------------
@@ -166,42 +169,21 @@ def reward_gradient(model, problems: list[dict], tokenizer, settings) -> tuple[l
                     "used": int((A != 0).any(-1).sum()), "split_half_cosine": cosine}
 
 
-def inner(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    return float(sum((a[name].double() * b[name].double()).sum() for name in a))
-
-
 # ---- effects ---------------------------------------------------------------------------------
-@contextlib.contextmanager
-def changed_weights(model, make):
-    """The model with make(name, parameter) in the place of every parameter."""
-    kept = list(model.named_parameters())
-
-    def put(name, parameter):
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner)._parameters[leaf] = parameter
-    try:
-        for name, parameter in kept:
-            put(name, make(name, parameter))
-        yield
-    finally:
-        for name, parameter in kept:
-            put(name, parameter)
-
-
-def by_jvp(model, sequences, G, settings, values) -> None:
+def by_jvp(model, sequences, G, settings, values, temperature) -> None:
     """Give every weight the rate of change G (its tangent). PyTorch then returns the rate of change
     of log p: the effect."""
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), changed_weights(
             model, lambda name, p: forward_ad.make_dual(p.detach(), G[name].to(p.dtype))):
         for indices in batches(model, sequences, settings, "effects"):
-            logp, _ = response_logprobs(model, [sequences[i] for i in indices], pack=False)
+            logp, _ = response_logprobs(model, [sequences[i] for i in indices], False, temperature)
             values[indices] = forward_ad.unpack_dual(logp).tangent.double().sum(-1).cpu().numpy()
 
 
 STEP = 4e-5     # s times the norm of G, as a share of the norm of all weights (results/effect.md)
 
 
-def by_difference(model, sequences, G, settings, values) -> None:
+def by_difference(model, sequences, G, settings, values, temperature) -> None:
     """A step along G and a step back. A central difference: its error is O(step squared)."""
     size = sum(p.detach().double().square().sum() for p in model.parameters()) ** 0.5
     step = STEP * float(size) / inner(G, G) ** 0.5
@@ -210,56 +192,82 @@ def by_difference(model, sequences, G, settings, values) -> None:
         for sign in (1, -1):
             with changed_weights(model, lambda name, p: p.detach() + sign * step * G[name]):
                 for indices in batches(model, sequences, settings, "effects"):
-                    logp, _ = response_logprobs(model, [sequences[i] for i in indices], pack=False)
+                    logp, _ = response_logprobs(model, [sequences[i] for i in indices], False,
+                                                temperature)
                     values[indices] += sign / (2 * step) * logp.double().sum(-1).cpu().numpy()
     finally:
         model.compute_dtype = compute_dtype
 
 
 @torch.no_grad()
-def effects(model, sequences: list[Sequence], G: dict[str, Tensor], settings) -> numpy.ndarray:
+def effects(model, sequences: list[Sequence], G: dict[str, Tensor], settings,
+            temperature=1.0) -> numpy.ndarray:
     """The effect of each example, [n] float64: how fast log p(response) grows along G."""
     values = numpy.zeros(len(sequences))
     on_cuda = model.head_weight.is_cuda
     jvp = settings.method == "jvp" or settings.method == "auto" and on_cuda
     if inner(G, G):
-        (by_jvp if jvp else by_difference)(model, sequences, G, settings, values)
+        (by_jvp if jvp else by_difference)(model, sequences, G, settings, values, temperature)
     return values
 
 
-def norms(model, sequences, settings) -> numpy.ndarray:
-    """The norm of grad log p of each example: a backward pass for each."""
-    values = []
-    for one in tqdm(sequences, desc="norms", unit=" examples", leave=False, delay=1):
-        gradient = weighted_gradient(model, [one], [1.0], settings)
-        values.append(inner(gradient, gradient) ** 0.5)
-    return numpy.array(values)
-
-
 # ---- datasets --------------------------------------------------------------------------------
-def measure(model, dataset: Dataset, G, halves, settings) -> tuple[dict, list[dict]]:
-    """A dataset's row of the table, and the effect of each of its examples."""
-    agreement = {}
+@dataclass
+class Pool(Dataset):
+    """What may be trained on. Training on row i moves the weights along the gradient of the sum of
+    weights[i, k] * log p(sequences[i, k]): one sequence of weight 1 for an example of SFT."""
+    weights: numpy.ndarray          # [rows, K]; the sequences are in one list, row by row
+    temperature: float = 1.0        # of the log-probs
+
+    def effects(self, model, G, settings) -> numpy.ndarray:
+        """The effect of each row."""
+        values, used = numpy.zeros(self.weights.size), numpy.flatnonzero(self.weights)
+        values[used] = effects(model, [self.sequences[i] for i in used], G, settings,
+                               self.temperature)
+        return (self.weights * values.reshape(self.weights.shape)).sum(1)
+
+    def norm(self, model, i: int, settings) -> float:
+        """The length of the gradient of row i: a backward pass."""
+        K = self.weights.shape[1]
+        gradient = weighted_gradient(model, self.sequences[i * K:(i + 1) * K],
+                                     self.weights[i].tolist(), settings, self.temperature)
+        return inner(gradient, gradient) ** 0.5
+
+
+def problem_pool(model, problems: list[dict], tokenizer, settings) -> Pool:
+    """Problems for RL, with K answers to each and their advantages. Where all are right, or all are
+    wrong, there is nothing to learn: the effect is 0."""
+    other_noise = replace(settings, seed=settings.seed + 1)     # than that of the answers in G
+    sequences, rewards = sample_answers(model, tokenizer, problems, other_noise)
+    rows = [{**problem, "solved": float(r.mean())} for problem, r in zip(problems, rewards)]
+    name, _ = os.path.splitext(os.path.basename(settings.problems))
+    return Pool(name, rows, [one for group in sequences for one in group],
+                leave_one_out(rewards).numpy() / settings.group, settings.temperature)
+
+
+def measure(model, dataset: Pool, G, halves, settings) -> tuple[dict, list[dict]]:
+    """A dataset's row of the table, and the effect of each of its examples or problems."""
+    by_halves = {}
     if settings.halves:
-        a, b = (effects(model, dataset.sequences, half, settings) for half in halves)
-        spread, values = a.std() * b.std(), (a + b) / 2
-        agree = float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread else 0.0
-        agreement = {"agreement": agree, "by_halves": [float(a.mean()), float(b.mean())]}
+        a, b = (dataset.effects(model, half, settings) for half in halves)
+        values, by_halves = (a + b) / 2, {"agreement": agreement(a, b),
+                                          "by_halves": [float(a.mean()), float(b.mean())]}
     else:
-        values = effects(model, dataset.sequences, G, settings)
+        values = dataset.effects(model, G, settings)
     lengths = numpy.array([one.trained for one in dataset.sequences])
+    lengths = lengths.reshape(dataset.weights.shape).mean(1)
     examples = [{"id": name, "effect": float(value), "per_token": float(value / n),
-                 "length": int(n)} for name, value, n in zip(dataset.ids(), values, lengths)]
+                 "length": round(n)} for name, value, n in zip(dataset.ids(), values, lengths)]
     row = {"data": dataset.name, "n": len(values), "effect": float(values.mean()),
            "standard_error": standard_error(values, dataset.ids(), settings.seed),
            "per_token": float(values.sum() / lengths.sum()),
-           "positive": float((values > 0).mean()), "length": float(lengths.mean()), **agreement}
+           "positive": float((values > 0).mean()), "length": float(lengths.mean()), **by_halves}
     chosen = numpy.arange(len(values)) if settings.all_cosines else numpy.random.default_rng(
         settings.seed).permutation(len(values))[:settings.cosines]
     if len(chosen):
         norm_of_G = inner(G, G) ** 0.5
-        sizes = norms(model, [dataset.sequences[i] for i in chosen], settings)
-        for i, size in zip(chosen, sizes):
+        for i in tqdm(chosen, desc="cosines", leave=False, delay=1):
+            size = dataset.norm(model, i, settings)
             examples[i]["cosine"] = float(values[i] / (size * norm_of_G)) if size else 0.0
         row["cosine"] = float(numpy.mean([examples[i]["cosine"] for i in chosen]))
     return row, examples
@@ -278,26 +286,18 @@ def best(examples: list[dict], settings) -> list[dict]:
 
 
 # ---- the command -----------------------------------------------------------------------------
-def table(rows: list[dict]) -> str:
-    lines = [["data", "n", "effect", "± s.e.", "per token", "cosine", "positive", "halves agree"]]
-    for row in rows:
-        lines.append([row["data"], f"{row['n']:,}", f"{row['effect']:+.4g}",
-                      f"{row['standard_error']:.2g}", f"{row['per_token']:+.3g}",
-                      f"{row['cosine']:+.4f}" if "cosine" in row else "-",
-                      f"{row['positive']:.0%}",
-                      f"{row['agreement']:.2f}" if "agreement" in row else "-"])
-    return aligned(lines, left=1)
-
-
 def check(settings) -> None:
     """ValueError for settings that do not fit together."""
+    if not (settings.data or settings.problems):
+        raise ValueError("give --data, or --problems, or both")
     if settings.by == "cosine" and not settings.all_cosines:
         raise ValueError("--by cosine needs the cosine of every example: --all-cosines")
     if bool(settings.select) != bool(settings.share or settings.per_problem):
         raise ValueError("--select FILE goes with --share or --per-problem")
-    stems = [os.path.splitext(os.path.basename(path))[0] for path in settings.data]
+    paths = [*settings.data, settings.problems]
+    stems = [os.path.splitext(os.path.basename(path))[0] for path in paths]
     if settings.out and len(set(stems)) < len(stems):
-        raise ValueError(f"files of the same name cannot share --out: {' '.join(settings.data)}")
+        raise ValueError(f"files of the same name cannot share --out: {' '.join(paths)}")
 
 
 def main(settings) -> None:
@@ -305,23 +305,25 @@ def main(settings) -> None:
     config, tokenizer = Config.load(settings.model), load_tokenizer(settings.model)
     device, dtype = fit_machine(settings, config)
     problems = read_problems(settings.test, settings.template)[:settings.limit or None]
-    datasets = read_datasets(settings, tokenizer, config, {str(one["id"]) for one in problems})
+    tested = {str(one["id"]) for one in problems}
+    datasets = [Pool(**vars(one), weights=numpy.ones((len(one.rows), 1)))
+                for one in read_datasets(settings, tokenizer, config, tested)]
+    for_rl = read_problems(settings.problems, settings.template) if settings.problems else []
+    if both := [one["id"] for one in for_rl if str(one["id"]) in tested]:
+        raise ValueError(f"{settings.problems}: {both[0]} is a problem of {settings.test}, too")
     for path in filter(None, (settings.select, settings.out and settings.out + "/summary.json")):
-        check_output(path, [settings.test, *settings.data])
+        check_output(path, [settings.test, settings.problems, *settings.data])
     model = load(settings.model, device)
     model.compute_dtype = None if dtype == torch.float32 else dtype
     model.checkpointing = device != "cpu"       # The backward passes of G need it for memory.
     halves, about_G = reward_gradient(model, problems, tokenizer, settings)
-    more = answers_needed(about_G["split_half_cosine"])
-    print(f"G from {about_G['answers']:,} answers to {about_G['problems']} problems"
-          f" ({about_G['used']} of them neither all right nor all wrong), reward"
-          f" {about_G['reward']:.3f}; its halves have cosine {about_G['split_half_cosine']:.3f}:"
-          f" for a cosine of 0.9 with the truth it takes about {more:.2g} times the answers",
-          file=sys.stderr)
+    print(gradient_line(about_G), file=sys.stderr)
     G = {name: (halves[0][name] + halves[1][name]) / 2 for name in halves[0]}
+    if for_rl:
+        datasets.append(problem_pool(model, for_rl, tokenizer, settings))
     rows, examples = zip(*[measure(model, dataset, G, halves, settings) for dataset in datasets])
     written = write(datasets, rows, examples, about_G, settings)
-    print(table(rows))
+    print(effects_table(rows))
     print(histogram([(dataset.name, [one["effect"] for one in some])
                      for dataset, some in zip(datasets, examples)]) + written)
 

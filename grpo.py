@@ -38,18 +38,11 @@ from engine.settings import RolloutTraining
 class Settings(RolloutTraining):
     prompts: int = limits(128, at_least=1)      # problems in a step (paper: 128)
     group: int = limits(8, at_least=2)          # answers to each (paper: 8)
-    temperature: float = limits(0.7, above=0)   # of sampling, and of the log-probs in the loss
     passes: int = limits(1, at_least=1)         # over a step's answers (paper: 1)
     minibatches: int = limits(1, at_least=1)    # updates in a pass, each on a share of the prompts
-    clip: float = limits(0.2, above=0, below=1)     # how far from 1 the ratio counts (paper: 0.2)
     std_norm: bool = True           # divide by the group's std (paper); no: Dr. GRPO, 2503.20783
-    norm: str = limits("token", one_of=("token", "sequence", "constant"))   # how the loss is
-    #       averaged; token: mean over all tokens (DAPO, 2503.14476; the paper's way is not known);
-    #       sequence: mean of the answers' means (GRPO, 2402.03300);
-    #       constant: sum / (answers * max_new_tokens) (Dr. GRPO)
     kl: float = limits(0.0, at_least=0)     # beta, the weight of k3, the KL to the start (paper: 0)
     lr: float = limits(5e-6, above=0)     # (paper: K&K 5e-6; MATH and after re-distillation 2.5e-6)
-    warmup: int = limits(8, at_least=0)     # steps before the full rate (paper: K&K 8, MATH 4)
 
 
 if __name__ == "__main__":      # before torch is imported: --help and a wrong flag answer at once
@@ -140,7 +133,7 @@ class Minibatch:
 
     `old` and `reference` are log-probs of each answer, under the policy before the step and under
     the model at the start of the run. The trainer computes both: the sampler's differ by rounding,
-    and are used here for `sampler_gap` only. With one update in a step `old` is None: it is `new`.
+    and serve `sampler_gap` and `correct`. With one update in a step `old` is None: it is `new`.
     """
 
     def __init__(self, answers: list[Answer], settings, statistics: Tensor):
@@ -164,6 +157,8 @@ class Minibatch:
             old = padded([self.old[i] for i in indices], new)
         if self.reference:
             reference = padded([self.reference[i] for i in indices], new)
+        if settings.correct:    # The sampler drew too few of a token: each one counts for more.
+            A = A * (old - sampled).exp().clamp(max=settings.correct)
         self.observe(new.detach(), old, reference, A, sampled, mask)
         return grpo_loss(new, old, A, mask, settings.clip, settings.norm, self.denominator,
                          reference, settings.kl)
@@ -235,6 +230,11 @@ class GRPO:
         return of_each(lambda some: response_logprobs(model, some, self.settings.pack,
                                                       self.settings.temperature),
                        sequences, self.ranks, self.settings)
+
+    def gather(self, mine: dict[int, Tensor]) -> list[Tensor]:
+        """What all processes have computed of the answers, in the order of the answers."""
+        rows = dict(self.ranks.gather([(i, row.cpu()) for i, row in mine.items()]))
+        return [rows[i] for i in range(len(rows))]
 
 
 # ---- the loop --------------------------------------------------------------------------------

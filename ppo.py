@@ -129,10 +129,9 @@ class PPO(GRPO):
 
     def values(self, sequences: list[Sequence]) -> list[Tensor]:
         """What the critic says of each token of every response."""
-        mine = of_each(lambda some: critic_values(self.critic, some, self.settings.pack),
-                       sequences, self.ranks, self.settings)
-        all_values = dict(self.ranks.gather([(i, values.cpu()) for i, values in mine.items()]))
-        return [all_values[i] for i in range(len(sequences))]
+        return self.gather(of_each(
+            lambda some: critic_values(self.critic, some, self.settings.pack),
+            sequences, self.ranks, self.settings))
 
     def update(self, groups: list[list[ValuedAnswer]], lr: float) -> dict:
         return super().update(groups, lr) | self.learn(groups)

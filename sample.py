@@ -14,8 +14,7 @@ into its slot, and prompts that wait are let in (`Schedule`):
 
     while sequences wait or run:    let_in (prefill, admit)  ->  step  ->  take_out (yield, move)
 
-On CUDA engine/graphs.py records the same step once and replays it, and the Triton kernels of
-engine/kernels.py compute the layers.
+On CUDA a step is recorded once and replayed (engine/graphs.py), in kernels of engine/kernels.py.
 """
 import math
 from dataclasses import dataclass
@@ -52,8 +51,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.cache import (BLOCK, PAGE, PREFILL_TOKENS, close_gaps, model_to_read, pages_in_use,
-                          release, slots_for, zeros)        # `release` is for those who import us
+from engine.cache import (BLOCK, PAGE, PREFILL_LOGITS, PREFILL_TOKENS, Running, close_gaps, halve,
+                          model_to_read, new_tokens, pages_in_use, release, slots_for, zeros)
 from engine.graphs import Graphs, fast_decoder
 from engine.logits import head_logits, used_rows
 from engine.noise import draw, noise_keys, truncate, uniform
@@ -78,9 +77,8 @@ class Cache:
 
         pages [layer, keys or values, P, slot, KV, PAGE, D]
 
-    All of its memory is taken at the start. (vLLM hands out pages one by one; this does not.) The
-    key of token t of the sequence in slot s is pages[layer, 0, t // PAGE, s, :, t % PAGE]. Pages
-    are there so that attention reads no more than what is filled:
+    All of its memory is taken at the start. The key of token t of the sequence in slot s is
+    pages[layer, 0, t // PAGE, s, :, t % PAGE]. Thanks to pages attention reads only what is filled:
 
                  slot 0   slot 1   slot 2   slot 3               slot 0   slot 1   slot 2
         page 0   [####]   [####]   [####]   [##  ]    slot 1     [####]   [##  ]   [####]
@@ -169,8 +167,7 @@ class Slots:
 
         def per_slot(*shape, dtype=torch.int64, fill=0):
             return torch.full((size, *shape), fill, dtype=dtype, device=self.device)
-        self.token, self.position = per_slot(), per_slot()      # drawn last, and its place; its key
-        #                                                         is not in the cache yet
+        self.token, self.position = per_slot(), per_slot()  # drawn last; its key is not kept yet
         self.count, self.limit = per_slot(), per_slot()         # tokens drawn so far, and at most
         self.done = per_slot(dtype=torch.bool, fill=True)       # ended, in either way
         self.finished = per_slot(dtype=torch.bool)              # ended by a stop token
@@ -273,13 +270,6 @@ class Slots:
 
 
 # ---- who is in which slot --------------------------------------------------------------------
-@dataclass
-class Running:
-    prompt: int             # its index
-    sample: int             # its number among this prompt's samples
-    offset: int             # prompt and drawn tokens together are offset + Schedule.steps
-
-
 class Schedule:
     """Lets in what waits, and hands out what has ended."""
 
@@ -293,6 +283,19 @@ class Schedule:
         self.running: list[Running] = []        # by slot
         self.rows, self.prefilled = {}, None    # prompt -> its row in what was prefilled last
 
+    def advance(self) -> str:
+        """Let in, and step. Returns what CUDA says where its memory is too small: all that ran then
+        wait again. Their noise is the same whenever they start, and so are their tokens."""
+        try:
+            self.let_in()
+            self.step()
+            return ""
+        except torch.OutOfMemoryError as error:
+            reason = str(error)                     # The error itself would hold memory.
+        self.waiting += [(one.prompt, one.sample) for one in reversed(self.running)]
+        self.running, self.rows, self.prefilled = [], {}, None
+        return reason
+
     def let_in(self):
         """Start waiting sequences once an eighth of the slots is free: many together cost less."""
         while self.waiting and (free := self.slots.size - len(self.running)) and (
@@ -305,22 +308,23 @@ class Schedule:
             lengths = [len(self.prompts[i]) for i, _ in group]
             seeds = noise_keys(self.seed, [self.indices[i] for i, _ in group],
                                [j for _, j in group])
-            self.slots.admit(len(self.running), self.prefilled, [self.rows[i] for i, _ in group],
-                             lengths, [self.max_new[i] for i, _ in group], seeds)
             self.running += [Running(i, j, length + 1 - self.steps)
                              for (i, j), length in zip(group, lengths)]
+            self.slots.admit(len(self.running) - len(group), self.prefilled,
+                             [self.rows[i] for i, _ in group], lengths,
+                             [self.max_new[i] for i, _ in group], seeds)
 
     def prefill(self):
-        """Compute the next prompts together, as many as fit into PREFILL_TOKENS."""
+        """Compute the next prompts together, as many as PREFILL_TOKENS and _LOGITS allow."""
         ahead = list(dict.fromkeys(i for i, _ in reversed(self.waiting)))
-        fit = max(1, PREFILL_TOKENS // len(self.prompts[ahead[0]]))
+        fit = max(1, min(PREFILL_TOKENS // len(self.prompts[ahead[0]]),
+                         PREFILL_LOGITS // self.slots.vocab))
         self.rows = {i: row for row, i in enumerate(ahead[:fit])}
         self.prefilled = None                   # Give back its memory before new is taken.
         self.prefilled = self.slots.prefill([self.prompts[i] for i in self.rows])
 
     def step(self):
-        """One step for all that run. With CUDA graphs 16 steps: a look at what has ended makes the
-        GPU wait."""
+        """A step for all that run. With graphs 16: to look at what has ended makes a GPU wait."""
         for _ in range(self.slots.graphs.look_every if self.slots.graphs else 1):
             self.slots.step([min(one.offset + self.steps, self.slots.length)
                              for one in self.running])
@@ -351,24 +355,19 @@ def as_they_end(model, prompts: list[list[int]], *, n=1, max_new_tokens, tempera
     wanted = max_new_tokens if isinstance(max_new_tokens, list) else [max_new_tokens] * len(prompts)
     check(Settings(model="", n=n, max_new_tokens=min(wanted, default=1), temperature=temperature,
                    top_p=top_p, top_k=top_k, slots=slots))  # The limits stand beside its fields.
-    context, indices = model.config.max_position_embeddings, indices or range(len(prompts))
-    for i, prompt in zip(indices, prompts):
-        if not 0 < len(prompt) < context:
-            raise ValueError(f"prompt {i} has {len(prompt)} tokens; the model's context is"
-                             f" {context}")
-        if min(prompt) < 0 or max(prompt) >= model.config.vocab_size:
-            raise ValueError(f"prompt {i} has a token that the model does not have")
+    indices = indices or range(len(prompts))
+    max_new = new_tokens(prompts, wanted, indices, model.config)
     if not prompts:
         return
-    max_new = [min(new, context - len(prompt)) for new, prompt in zip(wanted, prompts, strict=True)]
     longest = max(len(prompt) + new for prompt, new in zip(prompts, max_new))
     taken = slots_for(model, Slots, slots, n * len(prompts), longest, max(max_new),
                       temperature, top_p, top_k, frozenset(stop))
     schedule = Schedule(taken, prompts, max_new, n, seed, indices)
     try:
         while schedule.waiting or schedule.running:
-            schedule.let_in()
-            schedule.step()
+            if reason := schedule.advance():
+                halve(taken, model, reason)
+                continue
             if watch:
                 for sample in taken.collect(list(range(len(schedule.running)))):
                     watch(sample)

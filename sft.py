@@ -8,7 +8,9 @@
 
 Its gradient is GRPO's with every advantage and every ratio 1. Only the tokens of the response are
 trained on. With --norm sequence (the paper's) their weight is 1 / (sequences * tokens of the
-response): the mean over sequences of their means. With --norm token it is 1 / all tokens.
+response): the mean over sequences of their means. With --norm token it is 1 / all tokens. With
+--dft a token's weight is multiplied by its p, held constant: what the model finds unlikely then
+changes it less. It is a control for re-distillation: is that just a better loss of SFT?
 
 Re-distillation is this program, run on the *base* model with an RL policy's own correct answers as
 the data: scripts/keep_correct.py chooses them.
@@ -31,6 +33,7 @@ class Settings(Training):
     loss_on: str = limits("response", one_of=("response", "all"))   # all: the prompt's tokens too
     norm: str = limits("sequence", one_of=("sequence", "token"))    # mean over sequences of token
     #                                 means (paper), or over tokens
+    dft: bool = False               # weigh each token by its own p (DFT, 2508.05629)
     epochs: float = limits(2.0, above=0)    # passes over the data (paper: 2)
     batch: int = limits(32, at_least=1)     # sequences in an update (paper: 32; long K&K: 64)
     max_length: int = limits(5000, at_least=2)      # longer examples are left out (paper: 5000)
@@ -73,6 +76,8 @@ class Minibatch:
         """The part that the sequences with these indices have in the loss."""
         logp, mask = response_logprobs(model, [self.sequences[i] for i in indices],
                                        self.settings.pack)
+        if self.settings.dft and logp.requires_grad:        # --val is always measured without it
+            logp = logp * logp.detach().exp()
         return sft_loss(logp, mask, self.settings.norm, self.denominator)
 
 

@@ -1,5 +1,6 @@
 """One GPU beside its own limits: every row is a share of what the same process measures it can do.
 
+    python bench/gpu.py --quick             # the first look: small rows, five minutes on an H100
     python bench/gpu.py                     # every row, each in a process of its own
     python bench/gpu.py decode_1 step       # these
     SMOKE=1 python bench/gpu.py             # toy shapes, on any device: does all of it run?
@@ -8,6 +9,7 @@ The shape of Qwen2.5-1.5B, random weights, random tokens. Limits are counted: by
 bandwidth plus operations over the rate of bf16 products, both measured first. Attention is in them
 only as bytes to read, prefill only where it is the question.
 
+tests         the tests that need a GPU: each kernel against PyTorch, graphs against the CPU
 checks        the sampler's greedy tokens are those of full passes (fp32), its log-probs `logprobs`'
 decode_1      a prompt of 128, 512 new tokens: the weights are read once a token
 decode_64     prompts of 100 to 400, 200 to 1024 new tokens: in every step the weights and the live
@@ -26,11 +28,17 @@ their_decode  transformers' `generate`, same weights: 64 and 512 prompts of 200,
 their_update  transformers' forward and backward, same weights, padded, 8 at a time
 
 Warmed up; medians of three (step and effect: once); the JSON line at the end has all times.
+
+--quick divides lengths and batches by 4 and measures once. It leaves out the two rows of
+transformers, and rows for which five minutes do not suffice. It says at the end what to look at,
+and writes results/gpu-quick-NAME.json and .md, NAME being the card's.
 """
-import importlib.util
+import argparse
 import json
+import math
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -40,13 +48,15 @@ import time
 import numpy
 import torch
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
 import effect
 import grpo
 import model as M
 import sample
 from engine.batches import Sequence, accumulate, response_logprobs
 from engine.evaluate import as_sequence
+from engine.graphs import no_kernels
 from engine.memory import parameters_in, rollout_plan
 from engine.optimizer import AdamW
 from engine.processes import Ranks
@@ -55,7 +65,9 @@ from sft import Minibatch
 SMOKE = os.environ.get("SMOKE") == "1"
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
-SCALE = 32 if SMOKE else 1              # lengths and batches are divided by it
+QUICK = "--quick" in sys.argv
+SCALE = 32 if SMOKE else 4 if QUICK else 1      # lengths and batches are divided by it
+LONGEST = 300                           # seconds that --quick may take
 TOY = M.Config(512, 64, 128, 2, 4, 2, tie_word_embeddings=True)
 LARGE = TOY if SMOKE else M.Config(151936, 1536, 8960, 28, 12, 2, tie_word_embeddings=True)
 SMALL = TOY if SMOKE else M.Config(151936, 896, 4864, 24, 14, 2, tie_word_embeddings=True)
@@ -70,7 +82,7 @@ def cut(size: int) -> int:
 def seconds(function, repeats=3) -> list[float]:
     function()
     times = []
-    for _ in range(repeats):
+    for _ in range(1 if QUICK else repeats):
         if CUDA:
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -83,7 +95,7 @@ def seconds(function, repeats=3) -> list[float]:
 
 def rates() -> dict:
     """Bytes that a copy reads and writes, and operations of a bf16 product, per second."""
-    size, n = 2**32 // SCALE**2, cut(8192)
+    size, n = (2**22, 256) if SMOKE else (2**30 if QUICK else 2**32, 8192)
     source = torch.randint(0, 256, (size,), dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     a, b = (torch.randn(n, n, dtype=torch.bfloat16, device=DEVICE) for _ in range(2))
@@ -161,6 +173,18 @@ def prefill(rate):
             "limit_s": 2 * weights_of(LARGE)[0] * tokens / rate["matrix_rate"]}
 
 
+def tests(rate):
+    """What --quick does first. (SMOKE only looks for them.)"""
+    found = ["tests/test_kernel.py", "tests/test_sample.py::test_cuda_graphs_equal_the_cpu"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *found, "-p", "no:cacheprovider",
+                           *(["--collect-only"] if SMOKE else [])], cwd=ROOT, capture_output=True,
+                          text=True)
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode:
+        raise RuntimeError("; ".join(failed) or done.stdout[-200:] + done.stderr[-200:])
+    return {"said": done.stdout.strip().splitlines()[-1]}
+
+
 def checks(rate):
     torch.manual_seed(1)
     tiny = M.Transformer(M.Config(512, 64, 128, 2, 4, 2)).to(DEVICE)
@@ -180,7 +204,8 @@ def checks(rate):
         gap = logp[0, len(prompt) - 1:].cpu() - torch.tensor(found.logprobs)
         worst = max(worst, float(gap.abs().max()))
     assert worst < 0.2, f"log-probs differ by {worst}"
-    return {"greedy": "equal", "worst_logprob_gap": worst, "kernel": importlib.util.find_spec("triton") is not None}
+    return {"greedy": "equal", "worst_logprob_gap": worst,
+            "kernel": CUDA and not no_kernels(torch.device(DEVICE))}
 
 
 def their_model(model, dtype):
@@ -333,7 +358,7 @@ def effects(rate):
 
 
 # ---- the command -----------------------------------------------------------------------------
-ROWS = {"checks": checks,
+ROWS = {"tests": tests, "checks": checks,
         "decode_1": lambda rate: decode(1, (128, 128), (512, 512), rate),
         "decode_64": lambda rate: decode(cut(64), (100, 400), (200, 1024), rate),
         "decode_512": lambda rate: decode(cut(512), (100, 400), (200, 1024), rate),
@@ -361,6 +386,9 @@ def short(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
+TIMES = ("seconds", "limit_s", "share", "tokens", "tokens_per_s", "bandwidth", "matrix_rate")
+
+
 def shown(name: str, found: dict) -> str:
     if "error" in found:
         return f"{name:13} {found['error']}"
@@ -371,38 +399,107 @@ def shown(name: str, found: dict) -> str:
                  f" {found['limit_s']:.3f} s, share {found['share']:.1%}"
                  + (f" (aim {AIMS[name]:.0%})" if name in AIMS else "")
                  + f", {found['tokens_per_s']:,.0f} tokens/s")
-    rest = {key: value for key, value in found.items() if key not in (
-        "seconds", "limit_s", "share", "tokens", "tokens_per_s", "bandwidth", "matrix_rate")}
+    rest = {key: value for key, value in found.items() if key not in TIMES}
     return f"{line}  {json.dumps(short(rest))}" if rest else line
 
 
-def main():
-    alone = sys.argv[1:2] == ["--row"]                      # the process of one row
-    names = sys.argv[1 + alone:] or list(ROWS)
+def remarks(results: dict) -> list[str]:
+    """What somebody who reads these numbers should look at first."""
+    found = []
+    for name, row in results["rows"].items():
+        if "error" in row:
+            found.append(f"{name} did not run to its end: {row['error']}")
+        if row.get("kernel") is False:
+            found.append(f"{name}: sampling went without the Triton kernels")
+        if row.get("worst_logprob_gap", 0) > 0.05:
+            found.append(f"{name}: the sampler's log-probs differ from the trainer's by up to"
+                         f" {row['worst_logprob_gap']:.3f}")
+        if row.get("peak_gb") and row["peak_gb"] > row.get("room_gb", math.inf):
+            found.append(f"{name}: took {row['peak_gb']:.1f} GB, planned for {row['room_gb']} GB")
+        if row.get("share", 1) < AIMS.get(name, 0):
+            found.append(f"{name}: {row['share']:.0%} of the card's limit; the aim is"
+                         f" {AIMS[name]:.0%}" + (" (at full size)" if QUICK else ""))
+    return found or ["nothing: every row ran, within its memory, and reached its aim"]
+
+
+def as_markdown(results: dict) -> str:
+    """The table of a run, to be read beside bench/NOTES.md."""
+    lines = [f"# {results['device']}{', a quick look' if QUICK else ''}", "",
+             f"`python bench/gpu.py{' --quick' if QUICK else ''}`, torch {results['torch']},"
+             f" {results['memory_gb']:.0f} GB. A share is that of the limit, which is counted from"
+             " rates that the same process measured.", "",
+             "| row | seconds | limit | share | aim | tokens/s | also |",
+             "| --- | ---: | ---: | ---: | ---: | ---: | --- |"]
+    for name, row in results["rows"].items():
+        cells = ["", "", "", "", ""]
+        if "seconds" in row:
+            cells = [f"{statistics.median(row['seconds']):.3f}", f"{row['limit_s']:.3f}",
+                     f"{row['share']:.1%}", f"{AIMS[name]:.0%}" if name in AIMS else "",
+                     f"{row['tokens_per_s']:,.0f}"]
+        also = ", ".join(f"{key} {json.dumps(value)}" for key, value in short(row).items()
+                         if key not in TIMES).replace("|", "/")
+        lines.append(f"| {name} | {' | '.join(cells)} | {also} |")
+    return "\n".join([*lines, "", "Look at:", "", *[f"- {line}" for line in remarks(results)], ""])
+
+
+def run_row(name: str, left: float) -> dict:
+    """A row in a process of its own: one that fails, or takes too long, stops no other."""
+    if left < 10:
+        return {"error": "not run: the time is over"}
+    command = [sys.executable, __file__, "--row", name, *(["--quick"] if QUICK else [])]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True,
+                              timeout=min(left, 120) if QUICK else None)
+    except subprocess.TimeoutExpired as error:
+        return {"error": f"stopped after {error.timeout:.0f} s"}
+    if done.returncode:
+        last = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
+        return {"error": last[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", help="all if none is named")
+    parser.add_argument("--quick", action="store_true", help="small rows; see above")
+    parser.add_argument("--out", default=os.path.join(ROOT, "results"), help="folder for --quick")
+    parser.add_argument("--row", help="measure this one, in this process")
+    given = parser.parse_args()
+    names = [given.row] if given.row else given.rows
     if unknown := set(names) - ROWS.keys():
-        print(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}",
-              file=sys.stderr)
-        raise SystemExit(2)
+        parser.exit(2, f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}\n")
     if not CUDA and not SMOKE:
-        print("no CUDA GPU here; SMOKE=1 runs every row at toy size", file=sys.stderr)
-        raise SystemExit(2)
-    if alone:
-        print(json.dumps(measure(names[0])))
+        parser.exit(2, "no CUDA GPU here; SMOKE=1 runs every row at toy size\n")
+    given.rows = names or [name for name in ROWS if not QUICK or not name.startswith("their")]
+    return given
+
+
+def main():
+    given, start = arguments(), time.monotonic()
+    if given.row:
+        print(json.dumps(measure(given.row)))
         return
     results = {"device": torch.cuda.get_device_name() if CUDA else "cpu",
-               "torch": torch.__version__}
+               "torch": torch.__version__,
+               "memory_gb": torch.cuda.get_device_properties(0).total_memory / 1e9 if CUDA else 0,
+               "rows": {}}
     print(f"{results['device']}, torch {results['torch']}", flush=True)
-    for name in names:                                      # one that fails stops no other
-        done = subprocess.run([sys.executable, __file__, "--row", name], capture_output=True,
-                              text=True)
-        if done.returncode:
-            last = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-            results[name] = {"error": last[-1]}
-        else:
-            results[name] = json.loads(done.stdout.splitlines()[-1])
-        print(shown(name, results[name]), flush=True)
+    for name in given.rows:
+        left = start + LONGEST - time.monotonic() if QUICK else math.inf
+        results["rows"][name] = run_row(name, left)
+        print(shown(name, results["rows"][name]), flush=True)
+    if QUICK:
+        slug = re.sub(r"\W+", "-", results["device"]).strip("-").lower()
+        path = os.path.join(given.out, f"gpu-quick-{slug}")
+        for ending, text in ((".json", json.dumps(short(results), indent=1) + "\n"),
+                             (".md", as_markdown(results))):
+            with open(path + ending, "w", encoding="utf-8") as file:
+                file.write(text)
+        print(f"{path}.json and .md are written. Look at:")
+    print("\n".join(f"- {line}" for line in remarks(results)))
     print(json.dumps(results))
-    raise SystemExit(any("error" in found for found in results.values() if isinstance(found, dict)))
+    raise SystemExit(any("error" in row for row in results["rows"].values()))
 
 
 if __name__ == "__main__":

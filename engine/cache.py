@@ -2,6 +2,8 @@
 import math
 import os
 import re
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -10,6 +12,7 @@ import torch
 PAGE = 64                   # tokens of a sequence whose keys and values lie together
 CPU_SLOTS = 1024            # sequences at once on a CPU; more of them gain little
 PREFILL_TOKENS = 8192       # prompt tokens, padding included, that are computed at once
+PREFILL_LOGITS = 2**26      # ... and elements of the logits that follow them: 256 MB in fp32
 BLOCK = 256                 # slots of a CPU that are kept in order of length, see `close_gaps`
 
 
@@ -43,18 +46,29 @@ def container_memory(folder: str) -> float:
     return math.inf
 
 
-def slot_bytes(config, length: int, dtype) -> int:
-    """Memory to sample one sequence of up to this length."""
+def slot_bytes(config, length: int, dtype, truncated: bool = False) -> int:
+    """Memory to sample one sequence of up to this length; truncated: with top_p or top_k."""
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     return (per_token * dtype.itemsize * -(-length // PAGE) * PAGE      # keys and values
-            + 24 * config.vocab_size)               # logits, probabilities; in and out of graphs
+            + 40 * length                           # tokens, log-probs, noise; a copy of each
+            # Logits and probabilities; with top_p or top_k sorted too. In and out of graphs.
+            + (72 if truncated else 24) * config.vocab_size)
 
 
-def slots_that_fit(model, length: int, wanted: int) -> int:
+def prefill_bytes(config, dtype, tokens: int = PREFILL_TOKENS) -> int:
+    """Memory to compute the first prompts, of so many tokens, and the logits that follow them."""
+    tokens = min(tokens, PREFILL_TOKENS)
+    layer = (dtype.itemsize * 3 * (config.hidden_size + config.intermediate_size)
+             + 16 * config.hidden_size)             # in fp32 while heads are turned
+    return (slot_bytes(config, tokens, dtype) + tokens * layer
+            + 4 * min(PREFILL_LOGITS, tokens * config.vocab_size))
+
+
+def slots_that_fit(model, length: int, wanted: int, truncated: bool) -> int:
     """How many sequences of this length the free memory holds, and at most `wanted`."""
     config, weight = model.config, model.head_weight
     dtype = model.compute_dtype or weight.dtype
-    per_slot = slot_bytes(config, length, dtype)
+    per_slot = slot_bytes(config, length, dtype, truncated)
     if weight.is_cuda:
         torch.cuda.empty_cache()                            # what training has left is free too
         free = 0.9 * torch.cuda.mem_get_info(weight.device)[0]
@@ -63,7 +77,7 @@ def slots_that_fit(model, length: int, wanted: int) -> int:
     else:
         free = 0.7 * free_memory(weight.device)
         wanted = min(wanted, CPU_SLOTS)
-    free -= slot_bytes(config, PREFILL_TOKENS, dtype)
+    free -= prefill_bytes(config, dtype, wanted * length)
     if free < per_slot:
         raise ValueError(f"the cache of one sequence of {length} tokens needs"
                          f" {per_slot / 2**30:.2f} GB; {max(0, free) / 2**30:.2f} GB are free")
@@ -112,13 +126,46 @@ def slots_for(model, make, size: int | None, wanted: int, length: int, new: int,
     if slots is None or slots.made_for != made_for or any(
             needed > there for needed, there in zip((wanted, length, new), slots.made_up_to)):
         slots = None                            # its memory, before new is taken
-        size = min(wanted, size or slots_that_fit(model, length, wanted))
+        temperature, top_p, top_k, _ = drawing
+        truncated = temperature > 0 and (top_p < 1 or top_k > 0)
+        size = min(wanted, size or slots_that_fit(model, length, wanted, truncated))
         with torch.inference_mode(False):       # Weights that the kernels join can then be trained.
             slots = make(model, size, length, new, *drawing)
         slots.made_for, slots.made_up_to = made_for, (wanted, slots.length, new)
+        slots.halved = False
     refresh(slots.model, model)
     slots.done.fill_(True)
     return slots
+
+
+def halve(slots, model, reason: str) -> None:
+    """CUDA ran out of memory: go on with half as many slots, once. The object stays the same."""
+    if slots.halved or slots.size == 1:
+        raise torch.OutOfMemoryError(reason)
+    made_for, made_up_to, size = slots.made_for, slots.made_up_to, slots.size // 2
+    (drawing, *_), (_, length, new) = made_for, made_up_to
+    print(f"CUDA out of memory while sampling: {size} sequences at once from here on, not"
+          f" {slots.size}", file=sys.stderr)
+    vars(slots).clear()                         # its memory, before new is taken
+    slots.made_for = None                       # If even that fails, no later call takes them.
+    torch.cuda.empty_cache()
+    with torch.inference_mode(False):
+        slots.__init__(model, size, length, new, *drawing)
+    slots.made_for, slots.made_up_to, slots.halved = made_for, made_up_to, True
+    refresh(slots.model, model)
+
+
+def new_tokens(prompts: list[list[int]], wanted: list[int], indices, config) -> list[int]:
+    """How many tokens each prompt may get: those wanted, and no more than the context has room for.
+    ValueError for a prompt that cannot be continued; indices are their names."""
+    context = config.max_position_embeddings
+    for i, prompt in zip(indices, prompts):
+        if not 0 < len(prompt) < context:
+            raise ValueError(f"prompt {i} has {len(prompt)} tokens; the model's context is"
+                             f" {context}")
+        if min(prompt) < 0 or max(prompt) >= config.vocab_size:
+            raise ValueError(f"prompt {i} has a token that the model does not have")
+    return [min(new, context - len(prompt)) for new, prompt in zip(wanted, prompts, strict=True)]
 
 
 def release(model) -> None:
@@ -134,6 +181,13 @@ def pages_in_use(lengths: list[int]) -> list[int]:
         while len(reach) * PAGE < lengths[slot]:
             reach.append(slot + 1)
     return reach
+
+
+@dataclass
+class Running:
+    prompt: int             # its index
+    sample: int             # its number among this prompt's samples
+    offset: int             # prompt and drawn tokens together are offset + Schedule.steps
 
 
 def close_gaps(running: list, ended: list[int], block: int) -> dict[int, int]:

@@ -120,7 +120,8 @@ def parse(settings_class, description: str, positional: str = "", argv=None):
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
         if name == positional:
-            groups[group].add_argument(name, help=flag["help"], type=flag["type"])
+            several = {"nargs": "+"} if "nargs" in flag else {}
+            groups[group].add_argument(name, help=flag["help"], type=flag["type"], **several)
         else:
             groups[group].add_argument("--" + name.replace("_", "-"), dest=name, **flag)
     settings = settings_class(**vars(parser.parse_args(argv)))

@@ -7,6 +7,9 @@ A recording always works on the same memory and with the same sizes. So there is
 of live slots and pages, both rounded up to few sizes. Slots beyond the live ones take part in it,
 but they are done, and what is drawn for them is not counted.
 """
+import functools
+import sys
+
 import torch
 
 from engine.cache import PAGE
@@ -19,12 +22,28 @@ def round_up(value: int, bits: int, least: int = 1) -> int:
 
 
 def fast_decoder(model, cos, sin):
-    """The layers in Triton kernels, or None without Triton (it comes with PyTorch for CUDA)."""
-    try:
-        from engine.kernels import Decoder
-    except ImportError:
+    """The layers in Triton kernels (Triton comes with PyTorch for CUDA), or None without them."""
+    if no_kernels(cos.device):
         return None
+    from engine.kernels import Decoder
     return Decoder(model, cos, sin)
+
+
+@functools.cache
+def no_kernels(device: torch.device) -> str:
+    """Why this GPU cannot run the Triton kernels, or "". It is said once."""
+    reason = ""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        reason = "they need compute capability 8.0"
+    else:
+        try:        # To start a kernel Triton needs a C compiler and Python's headers.
+            from engine.kernels import gated
+            gated(torch.zeros(1, 16, device=device))
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    if reason:
+        print(f"sampling without Triton kernels, which is slower ({reason})", file=sys.stderr)
+    return reason
 
 
 class Graphs:

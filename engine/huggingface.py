@@ -37,11 +37,12 @@ def read_config(path: str, config_class):
     _refuse_unknown(path, raw)
     if raw.get("model_type") is None:
         raw["model_type"] = "qwen2"
-    scaling = {**(raw.get("rope_parameters") or {}), **(raw.get("rope_scaling") or {})}
+    about = raw.get("rope_parameters") or {}                    # where transformers 5 has rope_theta
+    scaling = raw.get("rope_scaling") or about
     stretched = _rope_type(scaling) == "llama3"
     if missing := [name for name in STRETCH if stretched and name not in scaling]:
         raise ValueError(f"{path}: its rope_scaling has no {missing[0]}")
-    raw = {**FAMILIES[raw["model_type"]], **raw, **scaling}     # transformers 5: with rope_theta
+    raw = {**FAMILIES[raw["model_type"]], **raw, **about, **scaling}
     raw = {name: value for name, value in raw.items() if stretched or name not in STRETCH}
     if raw.get("num_key_value_heads", "") is None:              # as many as heads
         raw["num_key_value_heads"] = raw.get("num_attention_heads")

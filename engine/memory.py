@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.batches import pass_tokens
-from engine.cache import CPU_SLOTS, PREFILL_TOKENS, slot_bytes
+from engine.cache import CPU_SLOTS, prefill_bytes, slot_bytes
 from engine.logits import LOGITS_AT_ONCE
 from model import Transformer
 
@@ -90,7 +90,7 @@ def rollout_plan(settings, config, dtype, prompt_tokens: int, room: float, proce
     train, recompute = choose_recompute(config, settings, dtype, longest, batch, room,
                                         sum(beside.values()) + min(wanted, ENOUGH) * slot, on_gpu)
     sample = {"weights": train["weights"], "AdamW": train["AdamW"], **beside,
-              "prefill": slot_bytes(config, PREFILL_TOKENS, dtype)}
+              "prefill": prefill_bytes(config, dtype)}
     fit = min(wanted, (room - sum(train.values()) - sum(beside.values())) // slot)
     keep_cache = fit >= min(wanted, ENOUGH)
     if not keep_cache:                                      # It is given back before each update.

@@ -1,6 +1,7 @@
 """The device and its number format, and the processes of a torchrun."""
 import os
 import re
+import sys
 from datetime import timedelta
 
 import torch
@@ -33,6 +34,13 @@ def fit_machine(settings, config) -> tuple[str, torch.dtype]:
     if dtype == "auto":
         pays = parameters > BF16_PAYS and torch.cpu._is_avx512_bf16_supported()
         dtype = "bfloat16" if device != "cpu" or pays else "float32"
+    if (device != "cpu" and dtype == "bfloat16"
+            and torch.cuda.get_device_capability(device) < (8, 0)):
+        if settings.dtype == dtype:
+            raise ValueError("dtype = bfloat16: this GPU does not have it (its compute capability is"
+                             " below 8.0); --dtype float32")
+        print("this GPU has no bfloat16: computing in float32", file=sys.stderr)
+        dtype = "float32"
     return device, getattr(torch, dtype)
 
 

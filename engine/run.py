@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -225,6 +226,8 @@ class Run:
             print(f"{path} is complete: nothing to do")
         elif self.ranks.first:
             save(model, path)
+            if sys.stdout.isatty():             # A person has typed this, not an experiment.
+                print(f"to look at it: python scripts/page.py {shlex.quote(self.out)}")
         self.ranks.wait()
 
     def write_rollouts(self, step: int, groups: list[list[dict]]) -> None:

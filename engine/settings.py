@@ -51,8 +51,14 @@ class RolloutTraining(Training):
     data: list[str]                 # problems (JSONL; ours, or official K&K, MATH or GSM8K files)
     temperature: float = limits(0.7, above=0)           # of sampling and training (paper: 0.7)
     clip: float = limits(0.2, above=0, below=1)         # how far from 1 the ratio counts (paper: 0.2)
-    norm: str = limits("token", one_of=("token", "sequence", "constant"))   # how the loss is averaged: see grpo.py
-    warmup: int = limits(8, at_least=0)                 # steps before the full rate (paper: 8)
+    norm: str = limits("token", one_of=("token", "sequence", "constant"))   # how the loss is
+    #       averaged; token: mean over all tokens (DAPO, 2503.14476; the paper's way is not known);
+    #       sequence: mean of the answers' means (GRPO, 2402.03300);
+    #       constant: sum / (answers * max_new_tokens) (Dr. GRPO, 2503.20783)
+    correct: float = limits(0.0, at_least=0)    # C: where sampler and trainer do not agree, weigh
+    #       each token by min(p_trainer / p_sampler, C) (truncated importance sampling, as in TRL;
+    #       2 is usual); 0: off
+    warmup: int = limits(8, at_least=0)     # steps before the full rate (paper: K&K 8, MATH 4)
     steps: int = limits(100, at_least=1)                # batches of answers (paper: 100 to 150)
     max_prompt_tokens: int = limits(1024, at_least=1)   # problems with longer prompts are left out
     max_new_tokens: int = limits(4096, at_least=1)      # longest answer (paper: 4096)

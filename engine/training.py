@@ -81,7 +81,7 @@ def prepare_examples(settings, ranks, dtype) -> Job:
 
 
 def prepare_rollouts(settings, ranks, dtype, has_critic: bool) -> Job:
-    """For GRPO and PPO."""
+    """For GRPO, PPO and distillation."""
     config, tokenizer = Config.load(settings.model), load_tokenizer(settings.model)
     check_keep_at(settings, settings.steps)
     if settings.max_prompt_tokens + settings.max_new_tokens > config.max_position_embeddings:
@@ -93,7 +93,8 @@ def prepare_rollouts(settings, ranks, dtype, has_critic: bool) -> Job:
     run = Run(settings, ranks, files_of(settings),
               ("steps",) if settings.schedule == "constant" else ())
     longest = max(len(problem["prompt_tokens"]) for problem in problems)
-    plan = rollout_plan(settings, config, dtype, longest, free_memory(ranks.device), ranks.size,
+    room = free_memory(ranks.device) - teacher_bytes(settings, dtype)
+    plan = rollout_plan(settings, config, dtype, longest, room, ranks.size,
                         ranks.device.type == "cuda", has_critic, run.state.get("slots"))
     tell(plan.lines, ranks)
     model, optimizer = begin(settings, ranks, run, config, dtype, plan.recompute)
@@ -121,6 +122,26 @@ def begin(settings, ranks, run, config, dtype, recompute: bool, new_files=None):
     return model, AdamW(model, settings)
 
 
+def teacher_directories(given: list[str]) -> dict[str, str]:
+    """The model directories of --teacher by the names before them; "" is the name of one alone."""
+    named = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or os.path.isdir(text):               # A directory may have = in its name.
+            name, path = "", text
+        if name in named or not path:
+            raise ValueError(f"teacher = {' '.join(given)}: one directory, or several as NAME=DIR"
+                             " with different names")
+        named[name] = path
+    return named
+
+
+def teacher_bytes(settings, dtype) -> int:
+    """What the weights of all teachers take in memory."""
+    paths = teacher_directories(vars(settings).get("teacher", [])).values()
+    return sum(parameters_in(Config.load(path)) * dtype.itemsize for path in paths)
+
+
 def check_keep_at(settings, steps: int) -> None:
     if never := [step for step in settings.keep_at if not 1 <= step <= steps]:
         raise ValueError(f"keep_at = {never}: there are steps 1 to {steps}")
@@ -129,7 +150,8 @@ def check_keep_at(settings, steps: int) -> None:
 def files_of(settings) -> list[str]:
     """What must not change while a run is stopped: data and models."""
     given = vars(settings)
-    files = [*settings.data, *filter(None, map(given.get, ("val", "eval", "model")))]
+    files = [*settings.data, *filter(None, map(given.get, ("val", "eval", "model"))),
+             *teacher_directories(given.get("teacher", [])).values()]
     for path in filter(None, map(given.get, ("init", "tokenizer"))):    # no weights are read there
         inside = [os.path.join(path, name) for name in ("config.json", "tokenizer.json")]
         files += filter(os.path.isfile, inside) if os.path.isdir(path) else [path]

@@ -23,9 +23,9 @@ sys.path.insert(0, ROOT)        # Every script imports this file first, so that 
 from engine.files import lock_directory, whole_file
 from engine.flags import Stopped, limits
 
-TRAINERS = ("sft.py", "grpo.py", "ppo.py")
+TRAINERS = ("sft.py", "grpo.py", "ppo.py", "distill.py")
 INPUTS = ("--model", "--init", "--tokenizer", "--data", "--source", "--exclude", "--test", "--val",
-          "--eval")     # flags whose values are files or directories that a stage reads
+          "--eval", "--teacher", "--text")      # flags whose values are files or directories that a stage reads
 ALWAYS = "(always)"     # what a stage makes that is never skipped
 SMALL = 12e6    # bytes of weights: 3 million parameters; fewer use one thread (engine/processes.py)
 
@@ -106,10 +106,11 @@ class Plan:
             flag = ""
             for word in stage.command[2:]:
                 flag = word if word.startswith("--") else flag
-                if flag in INPUTS and word != flag and made.isdisjoint(upwards(word)):
-                    if not os.path.exists(word):
-                        raise ValueError(f"{word}: no such file or directory ({stage.what})")
-                    given[word] = None
+                path = path_in(word)
+                if flag in INPUTS and word != flag and made.isdisjoint(upwards(path)):
+                    if not os.path.exists(path):
+                        raise ValueError(f"{path}: no such file or directory ({stage.what})")
+                    given[path] = None
         return list(given)
 
     def script(self) -> str:
@@ -257,7 +258,7 @@ def needs(stages: list[Stage]) -> dict[Stage, set[Stage]]:
     needed, makers, inside = {}, {}, {}
     for stage in stages:
         needed[stage] = set()
-        for word in stage.command:
+        for word in map(path_in, stage.command):
             needed[stage] |= inside.get(os.path.normpath(word), set())
             needed[stage].update(*(makers.get(path, ()) for path in upwards(word)))
         for path in filter(None, (stage.made, stage.out)):
@@ -265,6 +266,12 @@ def needs(stages: list[Stage]) -> dict[Stage, set[Stage]]:
             for above in upwards(path):
                 inside.setdefault(above, set()).add(stage)
     return needed
+
+
+def path_in(word: str) -> str:
+    """The word, or what stands behind a name in it, as in --teacher kk=DIR."""
+    name, equals, path = word.partition("=")
+    return path if equals and name.isalnum() else word
 
 
 def upwards(path: str) -> list[str]:

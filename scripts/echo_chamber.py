@@ -159,7 +159,8 @@ def main(settings: Settings) -> None:
     study = Study(settings)
     study.make_data()
     study.experiment()
-    study.conduct(f"{settings.out}/report.md", ("quick", "studies", "algorithms", "seeds", "kls"))
+    end = f"{settings.out}/report.md\nto look at it: python scripts/page.py {study.out}"
+    study.conduct(end, ("quick", "studies", "algorithms", "seeds", "kls"))
 
 
 if __name__ == "__main__":

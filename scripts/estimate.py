@@ -47,6 +47,7 @@ from engine.cache import slot_bytes
 from engine.memory import parameters_in, rollout_plan
 from model import Config
 
+COMMANDS = ("sft.py", "grpo.py", "ppo.py", "sample.py", "effect.py")    # that take long
 ROLLOUT_BYTES = 20      # that a token of an answer takes in JSONL: its text, id and log-prob
 
 
@@ -95,8 +96,7 @@ def read_script(lines) -> list[tuple[str, str, object]]:
     for line in lines:
         if line.startswith("#"):
             what = line[1:].strip()
-        elif (words := shlex.split(line))[:1] == ["python"] and words[1] in ("sft.py", "grpo.py", "ppo.py", "sample.py",
-                                                      "effect.py"):
+        elif (words := shlex.split(line))[:1] == ["python"] and words[1] in COMMANDS:
             name = words[1].removesuffix(".py")
             stages.append((what, name, parse(importlib.import_module(name).Settings, "",
                                              argv=words[2:])))

@@ -66,6 +66,7 @@ class Lab(Plan):
         self.own = {}               # set -> flags of its fine-tuning
         self.again = {}             # set -> flags of GRPO from the model fine-tuned on it
         self.measured_at = self.base        # the model that effects are measured at
+        self.text = "assets/plain_english.jsonl"    # what the base could say well, and may forget
         self.aside = ()             # sets that are only to compare with
         self.other = ""             # the command that answers the problems of B, if any
         self.given = {"long": quote(settings.long) if settings.long else "",
@@ -150,15 +151,28 @@ class Lab(Plan):
         if self.settings.instruct:
             self.evaluate("instruct", quote(self.settings.instruct), "test")
             self.reinforce("instruct", self.grpo)
+        self.drift()
         self.add(5, "the report", f"""
             python scripts/report.py --runs {out} --out {out} --policy rl_{self.policy}""",
                  made=ALWAYS)           # of what is there; with figures, once there is matplotlib
+
+    def drift(self) -> None:
+        """How far from the base every model is that was sampled from, and what it has forgotten."""
+        names = [*(f"sft_{name}" for name in (*self.sets, "a", "b", *["foreign"] * bool(self.other))),
+                 *(f"rl_{name}" for name in (*self.learners, *self.again))]
+        if self.sampled and not self.settings.smoke:
+            self.add(30, "distance to the base, and what is forgotten", f"""
+                python scripts/drift.py --base {self.base}
+                    --model {" ".join(f"{self.out}/{name}/model" for name in names)}
+                    --rollouts {" ".join(f"{self.out}/eval/{name}.sampled.jsonl" for name in names)}
+                    --limit 100 --text {self.text} --out {self.out}/drift.jsonl""")
 
     def tiny(self) -> None:
         settings = self.settings
         self.sets, self.aside, self.asked = ("short", "long"), ("guess",), "sft"
         self.policy, self.raw = "base", ""      # The base is the policy, and is asked like others.
         self.learners = ("base", *self.sets)
+        self.text = f"{self.data}/world.jsonl"
         self.sft = "--lr 5e-4 --batch 16 --epochs 4 --max-length 512"
         self.grpo = (f"--steps {self.steps} --prompts {settings.prompts} --group 8 --temperature 1"
                      " --lr 3e-4 --warmup 4 --norm token --max-prompt-tokens 200"
@@ -171,6 +185,10 @@ class Lab(Plan):
         self.other = "kk_gen.py --people 3 --template compact --cot search"
         add_puzzles(self, settings.test_puzzles, (settings.test_puzzles + 1) // 2,
                     settings.examples)
+        self.add(2, "documents of the base's own world", f"""
+            python scripts/tiny_world.py --num 400 --shares guess=73 worked=20 table=4 search=3
+                --right 0 --people 3=85 4=15 --seed 900 --exclude {self.data}/rl.jsonl
+                --out {self.text}""")
         for name, style in (("short", "table"), ("long", "search"), ("guess", "guess")):
             self.add(1, f"{name} chains: {style}", f"""
                 python kk_gen.py --people 3 --source {self.data}/sft.jsonl --template compact
@@ -299,7 +317,7 @@ def main(settings: Settings) -> None:
     lab = Lab(settings)
     {"tiny": lab.tiny, "sums": lab.sums}.get(task, lab.official)()
     lab.experiment()
-    lab.conduct(f"{settings.out}/report.md")
+    lab.conduct(f"{settings.out}/report.md\nto look at it: python scripts/page.py {lab.out}")
     if settings.dry_run and task in ("kk", "math") and not smoke:
         words = {"kk": "--prompt-tokens 300 --answer-tokens 700",
                  "math": "--prompt-tokens 200 --answer-tokens 600 --examples 500"}[task]

@@ -273,7 +273,25 @@ def style_line(rows: list[dict], written: list[str]) -> list[str]:
     return line
 
 
-def report(runs: list[tuple], policy: str, missing: list[str], drawn: bool) -> list[str]:
+def distances(runs: list[str]) -> list[str]:
+    """The table of scripts/drift.py: how far each model is from the base, and what it forgot."""
+    lines = {}
+    for path in (f"{run}/drift.jsonl" for run in runs if os.path.exists(f"{run}/drift.jsonl")):
+        for row in read_jsonl(path):
+            name = os.path.basename(os.path.dirname(row["model"]))
+            kept = [row["text"][text] - row["text_base"][text] for text in row["text"]]
+            lines.setdefault(name, []).append((
+                row["kl_per_token"], row["k1_per_answer"], mean(kept)))
+    table = [[WORDS.get(name, name), *(spread([row[i] for row in rows], form) for i, form in enumerate(
+        (".3f", ".2f", "+.3f")))] for name, rows in lines.items()]
+    return ["", "Distance to the base, on each model's own sampled answers: KL(model, base) by k3 for a"
+            " token, and by k1 for an answer. What is forgotten: how the mean log-prob of a token of"
+            " other texts has changed.", "", *markdown(
+                "model | KL, token | KL, answer | other texts", table)] if table else []
+
+
+def report(runs: list[tuple], policy: str, missing: list[str], far: list[str], drawn: bool):
+    """The lines of report.md."""
     rows = [row for run in runs for row in run[0]]
     names = list(dict.fromkeys(row["model"] for row in rows))
     ways = list(dict.fromkeys((row["decoding"], row["level"]) for row in pick(rows, model="base")
@@ -305,7 +323,7 @@ def report(runs: list[tuple], policy: str, missing: list[str], drawn: bool) -> l
             " each, and how much of it is right.", "", *markdown(" | ".join(
                 ["model", size, "tokens of an answer", *written]), styles),
             "", "On the sizes that GRPO trained on:", "", *markdown("| " + " | ".join(hows), lines),
-            *(("", "![learning curves, accuracy, styles](figure.png)") if drawn else ())]
+            *far, *(("", "![learning curves, accuracy, styles](figure.png)") if drawn else ())]
 
 
 # ---- how it looks ----------------------------------------------------------------------------
@@ -382,7 +400,8 @@ def main(settings: Settings) -> None:
              for path in glob.glob(f"{glob.escape(run)}/{kind}_*")}
     missing = sorted(begun - names[0], key=place)
     figure = draw(runs, settings.policy)
-    write(settings.out, report(runs, settings.policy, missing, bool(figure)), figure,
+    lines = report(runs, settings.policy, missing, distances(settings.runs), bool(figure))
+    write(settings.out, lines, figure,
           models=sum((run[0] for run in runs), []), curves=sum((run[1] for run in runs), []))
 
 

@@ -1,4 +1,4 @@
-"""bench/gpu.py: what it counts, and that every kind of row runs (toy shapes, whatever the device)."""
+"""bench/gpu.py: what it counts, and that each kind of row runs (toy shapes, any device)."""
 import json
 import os
 import subprocess
@@ -45,7 +45,7 @@ def test_limits_are_counted(gpu, tied):
 def test_rows_run_and_end_in_one_json_line():
     done = run("checks", "decode_64", "step_offload", "effect")
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads(done.stdout.splitlines()[-1])
+    results = json.loads(done.stdout.splitlines()[-1])["rows"]
     assert results["checks"]["greedy"] == "equal"
     for name in ("decode_64", "step_offload", "effect"):
         row = results[name]
@@ -55,11 +55,32 @@ def test_rows_run_and_end_in_one_json_line():
     assert sum(phases.values()) == pytest.approx(results["step_offload"]["seconds"][0])
 
 
+def test_a_quick_look_writes_two_files_and_says_what_to_look_at(tmp_path):
+    done = run("--quick", "tests", "prefill", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "gpu-quick-cpu.json").read_text())["rows"]
+    assert [*rows] == ["tests", "prefill"] and len(rows["prefill"]["seconds"]) == 1
+    table = (tmp_path / "gpu-quick-cpu.md").read_text()
+    assert table.startswith("# cpu, a quick look\n") and "| prefill | " in table
+    assert str(tmp_path) not in table and "Look at:" in table
+
+
+def test_what_to_look_at(gpu):
+    rows = {"tests": {"error": "FAILED tests/test_kernel.py"}, "prefill": {"share": 0.2},
+            "checks": {"kernel": False, "worst_logprob_gap": 0.1}, "decode_64": {"share": 0.9},
+            "step": {"peak_gb": 41.0, "room_gb": 40}}
+    found = gpu.remarks({"rows": rows})
+    assert [line.partition(":")[0] for line in found] == [
+        "tests did not run to its end", "prefill", "checks", "checks", "step"]
+    assert "20% of the card's limit; the aim is 50%" in found[1] and "41.0 GB" in found[-1]
+    assert gpu.remarks({"rows": {}})[0].startswith("nothing")
+
+
 def test_a_row_that_does_not_exist():
     for rows in (("decode_64", "nothing"), ("--row", "nothing")):
         done = run(*rows)
         assert done.returncode == 2 and done.stdout == ""
-        assert done.stderr.startswith("no such row: nothing; there are checks,")
+        assert done.stderr.startswith("no such row: nothing; there are tests, checks,")
 
 
 @pytest.mark.skipif(M.torch.cuda.is_available(), reason="there is a GPU here")

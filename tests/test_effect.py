@@ -120,9 +120,11 @@ def test_weighted_gradients_add_up():
     exact = one_by_one(model, sequences, G) @ weights
     assert math.isclose(effect.inner(found, G), exact, rel_tol=1e-9)
     assert all(p.grad is None for p in model.parameters())
-    sizes = effect.norms(model, sequences, settings())
+    pool = effect.Pool("", [{}] * 4, sequences, numpy.ones((4, 1)))
     g = effect.weighted_gradient(model, sequences[1:2], [1.0], settings())
-    assert math.isclose(sizes[1], math.sqrt(effect.inner(g, g)))
+    assert math.isclose(pool.norm(model, 1, settings()), math.sqrt(effect.inner(g, g)))
+    assert numpy.allclose(pool.effects(model, G, settings(method="jvp")),
+                          one_by_one(model, sequences, G))
 
 
 # ---- the truth it claims ---------------------------------------------------------------------
@@ -190,16 +192,13 @@ def sampled_world(monkeypatch, model, seed):
         return [[Sample(ANSWERS[i], [0.0] * len(ANSWERS[i]), ANSWERS[i][-1] == END) for i in row]
                 for row in which]
 
-    class Words:
-        def encode_batch(self, texts, **_):
-            return [type("Encoded", (), {"ids": PROMPT})] * len(texts)
-
+    monkeypatch.setattr(effect, "encode_prompts", lambda _, prompts: [PROMPT] * len(prompts))
     monkeypatch.setattr(effect, "generate", generate)
     monkeypatch.setattr(effect, "stop_ids", lambda *_: {END})
     monkeypatch.setattr(effect, "response_text", lambda _, sample: json.dumps(sample.tokens))
     monkeypatch.setattr(effect, "reward", lambda problem, text, finished:
                         REWARDS[ANSWERS.index(json.loads(text))])
-    return Words(), drawn
+    return None, drawn
 
 
 def test_the_estimate_of_the_gradient_is_unbiased(monkeypatch):
@@ -358,4 +357,72 @@ def test_mistakes_are_one_line(files, tmp_path, monkeypatch, capsys):
              "--all-cosines"),
             (flags(test, tmp_path / "none.jsonl"), "cannot read")):
         code, _, err = command(capsys, *given)
+        assert code == 2 and words in err and err.count("\n") == 1, err
+
+
+# ---- problems for RL -------------------------------------------------------------------------
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_effect_of_a_problem_is_its_policy_gradient_times_G(monkeypatch, temperature):
+    """Against gradients of sum of A_k log p(o_k) / K, one by one, at the sampling temperature."""
+    model = small()
+    words, drawn = sampled_world(monkeypatch, model, seed=9)
+    G = direction(model)
+    for group, method in ((4, "jvp"), (3, "difference")):
+        given = settings(group=group, temperature=temperature, method=method, problems="pool.json")
+        problems = [{"id": i, "prompt": ""} for i in range(20)]
+        pool = effect.problem_pool(model, problems, words, given)
+        found = pool.effects(model, G, given)
+        rewards = torch.tensor(REWARDS[drawn[-1]])
+        exact, A = [], effect.leave_one_out(rewards).numpy()
+        for which, weights in zip(drawn[-1], A):
+            model.zero_grad()
+            for i, weight in zip(which, weights):
+                tokens = torch.tensor([PROMPT + ANSWERS[i]])
+                logp = (model(tokens) / temperature).log_softmax(-1)[0, 1:-1]
+                (logp.gather(-1, tokens[0, 2:, None]).sum() * weight / group).backward()
+            exact.append(sum(float((p.grad * G[name]).sum())
+                             for name, p in model.named_parameters()))
+            norm = sum(float(p.grad.square().sum()) for p in model.parameters()) ** 0.5
+        model.zero_grad(set_to_none=True)
+        assert numpy.allclose(found, exact, rtol=1e-3, atol=1e-6) and numpy.abs(found).max() > 0.01
+        assert math.isclose(pool.norm(model, 19, given), norm, rel_tol=1e-6, abs_tol=1e-9)
+        equal = (rewards == rewards[:, :1]).all(1).numpy()
+        assert equal.any() and not found[equal].any()       # nothing to learn, exactly
+        assert [row["solved"] for row in pool.rows] == rewards.mean(1).tolist()
+        assert pool.name == "pool"
+
+
+def test_one_step_of_rl_on_a_problem_raises_the_reward_by_its_effect(monkeypatch):
+    """In expectation over its answers a problem's effect is <its gradient, G>, the growth of J."""
+    model = small()
+    words, _ = sampled_world(monkeypatch, model, seed=11)
+    G = exact_gradient(model)
+    given = settings(group=4, method="jvp")
+    pool = effect.problem_pool(model, [{"id": i, "prompt": ""} for i in range(600)], words, given)
+    found = pool.effects(model, G, given)
+    error = found.std(ddof=1) / math.sqrt(600)
+    assert abs(found.mean() - effect.inner(G, G)) < 5 * error < 0.5 * effect.inner(G, G)
+
+
+def test_problems_are_chosen_by_effect(files, tmp_path, monkeypatch, capsys):
+    test, data = files
+    pool = write(tmp_path / "pool.jsonl", [
+        {"id": f"p{i}", "task": "kk", "prompt": f"B: A{' ' * i}\n", "gold": "A is a knave"}
+        for i in range(8)])
+    coins = itertools.cycle((0.0, 1.0, 1.0))
+    monkeypatch.setattr(effect, "reward", lambda *_: next(coins))
+    given = flags(test, data)[:4] + ("--problems", pool, "--max-new-tokens", 4, "--group", 2,
+                                     "--device", "cpu", "--out", tmp_path / "o")
+    best, worst = tmp_path / "best.jsonl", tmp_path / "worst.jsonl"
+    code, out, err = command(capsys, *given, "--select", best, "--share", 0.25)
+    assert code == 0 and "pool" in out, err
+    rows = sorted((row["effect"] for row in read(tmp_path / "o/pool.effects.jsonl")), reverse=True)
+    assert len(rows) == 8 and [row["effect"] for row in read(best)] == rows[:2]
+    assert all(0 <= row["solved"] <= 1 for row in effect.read_problems(str(best)))  # for grpo.py
+    coins = itertools.cycle((0.0, 1.0, 1.0))
+    code, out, err = command(capsys, *given, "--select", worst, "--share", 0.25, "--lowest")
+    assert code == 0 and [row["effect"] for row in read(worst)] == rows[:5:-1], err
+    for more, words in (((), "give --data, or --problems"),
+                        (("--problems", test), "t0 is a problem of")):
+        code, _, err = command(capsys, *flags(test, data)[:4], *more)
         assert code == 2 and words in err and err.count("\n") == 1, err

@@ -79,6 +79,7 @@ def test_parameters_of_real_models_by_their_config_alone():
         assert round(parameters_in(config) / 1e6) == millions
 
 
+@pytest.mark.extras
 @each_family
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_step_of_the_kernels_is_that_of_the_model(family, rows):

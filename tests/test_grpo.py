@@ -111,14 +111,20 @@ def test_k3_is_the_kl_in_expectation_and_never_negative():
 
 
 # ---- the gradient ----------------------------------------------------------------------------
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_policy_gradient_is_that_of_expected_reward(temperature):
-    """All answers of a tiny vocabulary enumerated: J and its gradient are exact."""
-    model, end, longest, prompt = tiny(dtype=torch.float64, vocab_size=4), 0, 3, [1, 2]
-    answers = [list(body) + [end] for n in range(longest)
+def enumerated(longest):
+    """A model of 4 tokens with every answer of at most `longest`, and made-up rewards."""
+    model = tiny(dtype=torch.float64, vocab_size=4)
+    answers = [[*body, 0] for n in range(longest)
                for body in itertools.product([1, 2, 3], repeat=n)]
     answers += [list(body) for body in itertools.product([1, 2, 3], repeat=longest)]
     rewards = torch.tensor([(7 * sum(a) + 3 * len(a)) % 5 for a in answers]).double()
+    return model, answers, rewards
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_policy_gradient_is_that_of_expected_reward(temperature):
+    """All answers of a tiny vocabulary enumerated: J and its gradient are exact."""
+    prompt, (model, answers, rewards) = [1, 2], enumerated(3)
     logp = torch.stack([naive_logprobs(model, torch.tensor([prompt + a]), temperature)[0, 1:].sum()
                         for a in answers])
     assert abs(logp.exp().sum().item() - 1) < 1e-12         # an answer ends, or is cut off at 3
@@ -134,6 +140,45 @@ def test_policy_gradient_is_that_of_expected_reward(temperature):
     [found], _ = gradients_of(model, groups, norm="constant", max_new_tokens=1,
                              temperature=temperature)
     assert_same({k: v * len(answers) for k, v in found.items()}, expected, 1e-6)  # fp32 advantages
+
+
+@pytest.mark.parametrize("longest, left", [(1, 1e-6), (3, 0.6)])
+def test_correct_repairs_a_sampler_that_is_wrong(longest, left):
+    """Answers drawn at temperature 0.8 and trained at 1, in expectation: how far the gradient is
+    from the true one, as a share of how far it is without the correction. For answers of one token
+    nothing is left. Of longer ones the weights correct each token, but not how often the sampler
+    came to the place where it stands."""
+    model, answers, rewards = enumerated(longest)
+    wrong, true = ([naive_logprobs(model, torch.tensor([[1, 2] + a]), temperature)[0, 1:]
+                    for a in answers] for temperature in (0.8, 1.0))
+    J = sum(logp.sum().exp() * r for logp, r in zip(true, rewards))
+    (-J).backward()
+    exact = gradients(model)
+
+    def found(**changes):
+        group = []
+        for a, logp, r in zip(answers, wrong, rewards):
+            A = torch.full((len(a),), float((logp.sum().exp() * (r - J)).detach()),
+                           dtype=torch.float64)
+            group.append(grpo.Answer(Sequence(numpy.array([1, 2] + a, dtype=numpy.int32), 2), A,
+                                     logp.detach()))
+        [sums], _ = gradients_of(model, [group], norm="constant", max_new_tokens=1, **changes)
+        return sum((g * len(answers) - exact[name]).square().sum() for name, g in sums.items())**0.5
+    assert found() > 0.05 * sum(g.square().sum() for g in exact.values())**0.5
+    assert found(correct=100.0) < left * found()
+    assert found(correct=100.0) <= found(correct=1.1) < found()     # cut short, it repairs a part
+
+
+def test_correct_changes_nothing_where_both_agree_and_never_weighs_above_its_limit():
+    model = tiny(dtype=torch.float64)
+    groups = random_groups(model)
+    [plain], _ = gradients_of(model, groups)
+    [corrected], _ = gradients_of(model, groups, correct=2.0, pack=False, micro_tokens=30)
+    assert_same(corrected, plain, 1e-12)
+    for answer in sum(groups, []):
+        answer.logprobs = answer.logprobs - 5       # The sampler called all of it unlikely.
+    [limited], _ = gradients_of(model, groups, correct=2.0)
+    assert_same(limited, {name: 2 * g for name, g in plain.items()}, 1e-12)
 
 
 @pytest.mark.parametrize("norm", ["token", "sequence", "constant"])
@@ -354,6 +399,7 @@ def test_a_kl_weight_holds_the_policy_back(toy, tmp_path, monkeypatch):
     (["--clip", "1.5"], "clip = 1.5"),
     (["--norm", "mean"], "norm = mean"),
     (["--steps", "0"], "steps = 0"),
+    (["--correct", "-1"], "correct = -1"),
     (["--n", "8"], "--n"),
 ])
 def test_mistakes_are_one_line_before_any_model_is_loaded(toy, tmp_path, monkeypatch, capsys, flags,

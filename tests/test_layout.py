@@ -8,9 +8,10 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-ROOMS = {"model": 350, "verify": 300, "grpo": 350, "sft": 260, "ppo": 160, "effect": 350, "sample": 450,
+ROOMS = {"model": 350, "verify": 300, "grpo": 350, "sft": 260, "ppo": 160, "distill": 160,
+         "effect": 350, "sample": 450,
          "kk_gen": 600}                             # the front rooms, and how many lines each may have
-METHODS = {"grpo", "sft", "ppo", "effect"}
+METHODS = {"grpo", "sft", "ppo", "distill", "effect"}
 
 
 def product() -> dict[str, pathlib.Path]:

@@ -57,6 +57,24 @@ def test_gradient_is_the_definition_however_the_batch_is_cut(norm):
         assert_same(gradients(model), expected)
 
 
+@pytest.mark.parametrize("norm", ["sequence", "token"])
+def test_dft_weighs_each_token_by_its_own_probability(norm):
+    """The gradient of sum w p log p, p held constant, is that of sum w p. --val is plain."""
+    model, sequences = tiny(dtype=torch.float64), random_sequences()
+    rows = [naive_logprobs(model, torch.from_numpy(one.tokens).long()[None])[
+        0, one.start - 1:].exp() for one in sequences]
+    (-(torch.stack([row.mean() for row in rows]).mean() if norm == "sequence" else
+       torch.cat(rows).mean())).backward()
+    expected = gradients(model)
+    for pack, budget in ((True, 10**6), (False, 50)):
+        s = settings(norm=norm, dft=True, pack=pack, micro_tokens=budget)
+        gradient(model, sequences, s)
+        assert_same(gradients(model), expected)
+    with torch.no_grad():
+        assert gradient(model, sequences, s) == gradient(model, sequences, settings(
+            norm=norm, pack=False, micro_tokens=50))
+
+
 def test_validation_loss_needs_no_gradient():
     model, sequences = tiny(dtype=torch.float64), random_sequences()
     with torch.no_grad():
