@@ -207,7 +207,8 @@ class Lab(Plan):
         self.again = {"b": f"{self.grpo} --steps {(self.steps + 1) // 2} --lr 1e-5"}
         self.sampled = "--temperature 1 --max-new-tokens 64"
         self.greedy = "--temperature 0 --max-new-tokens 64"
-        self.effect = "--limit 64 --group 8 --max-new-tokens 48 --max-length 256 --cosines 8"
+        self.effect = ("--limit 64 --group 8 --max-new-tokens 48 --max-length 256 --no-halves"
+                       " --cosines 8")
         self.other = "scripts/sums.py --cot steps"
         made = []
         for name, flags in (("test", "--num 200 --seed 1"), ("rl", "--num 640 --seed 0"),

@@ -149,3 +149,32 @@ def test_qwen3_without_thinking(tmp_path):
     chat, direct = (encode_prompts(tokenizer, [prompt_text(attack, name)])[0]
                     for name in ("chat", "direct"))
     assert direct == chat + tokenizer.encode("<think>\n\n</think>\n\n").ids
+
+
+@pytest.mark.extras
+def test_normalisers_and_single_bytes_are_read_as_in_transformers(tmp_path):
+    """As Llama 2 has them: a space is ▁, one more is put in front, unknown letters become bytes."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b",
+              "▁a", "▁b", "ab", "▁ab"]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [
+        ("▁", "a"), ("▁", "b"), ("a", "b"), ("▁", "ab")], unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([
+        normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"), bos_token="<s>", eos_token="</s>")
+    ours = load_tokenizer(str(tmp_path))
+    for text in ("ab a", "  b\na\n", "é 😀 ab", "</s> a", ""):
+        prompts = [text] if text else []
+        prompts += [prompt_text(text or "a", template) for template in ("base", "plain")]
+        for prompt in prompts:
+            if "</s>" not in prompt:        # It would be a special token there; here it is text.
+                assert encode_prompts(ours, [prompt]) == [theirs(prompt)["input_ids"]]
+            [ids] = encode_prompts(ours, [prompt])
+            assert ours.decode(ids[1:], skip_special_tokens=False) == prompt
