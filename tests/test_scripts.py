@@ -3,6 +3,7 @@ import collections
 import csv
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -20,6 +21,7 @@ from verify import kk_correct, pass_at_k, reward
 
 SCRIPTS = os.path.join(ROOT, "scripts")
 sys.path.insert(0, SCRIPTS)
+import sums  # noqa: E402
 
 
 def script(name, *flags, code=0):
@@ -175,7 +177,7 @@ def test_official_files_are_split_and_boxed(tmp_path):
                          (("a=-1",), "sft=900"), (("a=1", "--template", "x"), "one of base"),
                          (("a=9:1",), "0 problems are too few")):
         assert words in script("problems.py", "--source", source, "--out", tmp_path / "none",
-                               "--parts", *flags, code=2).replace("chat, base", "base")
+                               "--parts", *flags, code=2).replace("chat, direct, base", "base")
     assert not (tmp_path / "none").exists()
 
 
@@ -423,6 +425,7 @@ SMALL = {
     "kk": "redistill.py kk --smoke --jobs 2",
     "math": "redistill.py math --smoke --train {0}/sums.jsonl --test {0}/sums.jsonl"
             " --long {0}/long.jsonl --instruct {0}/kk/random/model",
+    "sums": "redistill.py sums --smoke --examples 16",
     "mixture": "pretrain.py mixture --lessons 20000 --tokens 10000 --widths 32 48 --shares guess=50"
                " worked=40 table=10 search=0 --data {}/puzzles",
     "echo": "echo_chamber.py --base assets/tiny_base --steps 2 --prompts 4 --at 1 --problems 4"
@@ -519,6 +522,10 @@ def test_the_lab_reports_what_it_did(experiments):
     lab, out = ended(experiments, "tiny")
     report = (lab / "report.md").read_text()
     assert report in out
+    far = {os.path.basename(os.path.dirname(row["model"])): row for row in read(lab / "drift.jsonl")}
+    for name, words in (("sft_b", "re-distilled (answers of the last steps)"),
+                        ("rl_base", "GRPO from the base")):
+        assert f"| {words} | {far[name]['kl_per_token']:.3f} |" in report
     rows = table(lab / "models.csv")
     models = {row["model"] for row in rows}
     assert models == {"base", "sft_short", "sft_long", "rl_base", "rl_short", "rl_long", "sft_a",
@@ -547,6 +554,7 @@ def test_an_unfinished_lab_is_reported_as_far_as_it_is(experiments, tmp_path):
     shutil.rmtree(lab / "rl_long" / "model")
     os.remove(lab / "eval" / "sft_b.sampled.jsonl")
     os.remove(lab / "eval" / "sft_b.greedy.jsonl")
+    os.remove(lab / "drift.jsonl")
     script("report.py", "--runs", lab, "--out", lab)
     report = (lab / "report.md").read_text()
     assert "Not finished, so not here: rl_long, sft_b, rl_b." in report
@@ -632,6 +640,32 @@ def test_the_papers_experiments_run_at_toy_size(experiments, name):
         for model in ("the instruct model", "GRPO from the instruct model",
                       "GRPO from re-distilled (greedy answers)"):
             assert f"| {model} |" in (folder / "report.md").read_text()
+
+
+def test_the_experiment_on_a_real_model_runs_at_toy_size(experiments):
+    folder, _ = ended(experiments, "sums")
+    assert "SFT on the same puzzles, other answers" in (folder / "report.md").read_text()
+    short, long, b, foreign = (read(folder / "data" / f"{name}.jsonl")
+                               for name in ("short", "long", "b", "foreign"))
+    for rows, others in ((short, long), (b, foreign)):
+        assert [row["id"] for row in rows] == [row["id"] for row in others]
+        assert all("tokens" not in row and reward(row, row["response"], True) for row in others)
+    questions = [row["question"] for name in ("test", "rl", "short")
+                 for row in read(folder / "data" / f"{name}.jsonl")]
+    assert len(set(questions)) == len(questions) == 200 + 640 + 8
+
+
+def test_sums_are_right_in_every_style():
+    """Each step of an answer, taken by itself."""
+    rng = random.Random(1)
+    for row in (sums.draw(rng) for _ in range(400)):
+        assert all(str(n) in row["question"] for n in row["numbers"][::2])
+        for cot in ("equation", "steps"):
+            text = sums.answer(row, cot)
+            assert reward(row, text, True) == 1 and "\n" not in text
+            for a, operation, b, c in re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", text):
+                assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[
+                    operation] == int(c)
 
 
 def test_mixtures_are_pretrained_at_every_width(experiments):
@@ -721,7 +755,8 @@ def test_expert_iteration_goes_round(experiments):
     ("redistill.py kk --base tests/golden --steps 3", "steps is not a setting of kk"),
     ("redistill.py tiny --long README.md", "long is not a setting of tiny"),
     ("redistill.py tiny --steps 0", "steps = 0: at least 1"),
-    ("redistill.py huge", "task = huge: one of tiny, kk, math"),
+    ("redistill.py huge", "task = huge: one of tiny, sums, kk, math"),
+    ("redistill.py sums --base tests/golden --quick", "quick is not a setting of sums"),
     ("redistill.py math --base tests/golden --test README.md", "give --train and --test"),
     ("expert_iteration.py --base nowhere --data x", "base = nowhere: no such model"),
     ("expert_iteration.py --base assets/tiny_base", "--data"),
