@@ -31,6 +31,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from engine.graphs import no_kernels
+
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 aten = torch.ops.aten
 READS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2",
@@ -404,6 +406,7 @@ class GPU:
             "CUDAGraph": CUDAGraph, "graph": self.graph, "graph_pool_handle": Pool}
 
     def __enter__(self):
+        no_kernels.cache_clear()                    # What was said of another card is forgotten.
         self.stack = contextlib.ExitStack()
         self.stack.enter_context(mock.patch.multiple(torch.cuda, **self.functions()))
         if self.triton:
@@ -422,6 +425,7 @@ class GPU:
         return self
 
     def __exit__(self, *error):
+        no_kernels.cache_clear()
         return self.stack.__exit__(*error)
 
 

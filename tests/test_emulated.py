@@ -28,11 +28,6 @@ QWEN_0_5B = M.Config(151936, 896, 4864, 24, 14, 2, tie_word_embeddings=True)
 SMALL = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
 
 
-@pytest.fixture(autouse=True)
-def nothing_was_said():
-    graphs.no_kernels.cache_clear()
-
-
 @pytest.fixture
 def gpu():
     with GPU() as card:
@@ -270,7 +265,6 @@ def test_a_gpu_whose_triton_cannot_start_a_kernel_goes_without(monkeypatch, caps
         raise RuntimeError("Failed to find C compiler.\nmore")
     monkeypatch.setattr(kernels, "gated", fails)
     for capability, words in (((9, 0), "Failed to find C compiler.)"), ((7, 5), "capability 8.0")):
-        graphs.no_kernels.cache_clear()
         with GPU(triton=True, capability=capability) as gpu:
             S.generate(tiny().to("cuda"), PROMPTS[:1], max_new_tokens=2, stop=set())
             assert gpu.captures == 1 and not gpu.compiled

@@ -17,7 +17,7 @@ from helpers import naive_logprobs, tiny
 from test_effect import direction, one_by_one, some_sequences
 from test_effect import settings as effect_settings
 from test_engine import special_tokenizer
-from test_sample import PROMPTS, as_graphs, slow_greedy, tokens_of  # noqa: F401 (a fixture)
+from test_sample import PROMPTS, slow_greedy
 
 LLAMA31 = dict(model_type="llama", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                original_max_position_embeddings=32)
