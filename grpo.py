@@ -10,8 +10,8 @@ right, else 0. An answer above the mean of its group becomes more likely, one be
     loss  = - mean over tokens of  min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A)  `grpo_loss`
 
 With one update per batch of answers (the default) the new weights are the old ones when the loss is
-computed, so the ratio is exactly 1. The loss is then about 0: watch the reward. But its gradient is
-- mean of A * grad log p: that of fine-tuning on the answers, each weighted by its advantage.
+computed, so the ratio is exactly 1. The loss is then - mean of A, near 0, and says nothing: watch the
+reward. Its gradient, - mean of A * grad log p, is that of SFT on the answers, each weighted by A.
 
 What an answer is called on its way (`response` in a name is the answer without the prompt):
 
