@@ -200,7 +200,7 @@ class Lab(Plan):
         self.sets, self.aside, self.learners = ("short",), ("long",), ("short",)
         self.asked = self.policy = "short"
         self.raw, self.measured_at = "", f"{self.out}/sft_short/model"
-        self.sft = "--lr 2e-5 --batch 16 --epochs 2 --max-length 256 --keep 1"
+        self.sft = "--lr 2e-5 --batch 8 --epochs 4 --max-length 256 --keep 1"
         self.grpo = (f"--steps {self.steps} --prompts {settings.prompts} --group 8 --temperature 1"
                      " --lr 2e-5 --warmup 4 --norm token --max-prompt-tokens 160"
                      " --max-new-tokens 48 --kl-every 10 --keep 1")
