@@ -1,7 +1,7 @@
 """Compile every kernel of engine/kernels.py without a GPU, for several kinds of GPU.
 
     python bench/kernels.py                 # sm_80, 86, 90, 100
-    python bench/kernels.py 89
+    python bench/kernels.py --archs 89
 
 The shapes are those of Qwen2.5 0.5B and 1.5B, in bf16 and fp32, and a model with norms of each head
 (Qwen3). A line for each kernel says how many registers a thread takes, how much shared memory a
@@ -13,10 +13,23 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 os.environ["TRITON_INTERPRET"] = "0"        # before the kernels are imported
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from engine.flags import command, parse
+
+
+@dataclass(kw_only=True)
+class Settings:
+    archs: list[int] = field(default_factory=lambda: [80, 86, 90, 100])     # kinds of GPU: 90 is
+    #                                                                         an H100
+
+
+if __name__ == "__main__":          # before torch is imported, so that --help answers at once
+    settings = parse(Settings, __doc__)
+
 import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
@@ -135,13 +148,12 @@ MODELS = {"1.5B": {}, "0.5B": {"C": 896, "H": 14, "D": 64, "I": 4864},
           "Qwen3": {"C": 2048, "H": 16, "KV": 8, "I": 6144, "norms": True}}
 
 
-def main():
-    archs = [int(arch) for arch in sys.argv[1:]] or [80, 86, 90, 100]
-    bad = sum(check(arch, model, dtype, shape) for arch in archs
+def main(settings):
+    bad = sum(check(arch, model, dtype, shape) for arch in settings.archs
               for model, shape in MODELS.items() for dtype in (torch.bfloat16, torch.float32))
     print(f"{bad} kernels spill or do not fit" if bad else "none spills, and all fit")
     raise SystemExit(bool(bad))
 
 
 if __name__ == "__main__":
-    main()
+    command(main, settings)

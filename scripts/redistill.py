@@ -15,6 +15,7 @@ in English, which it is seldom right at when it is asked for a box. kk is the pa
 SFT. math is the paper's with MATH, in PRM800K's split (GSM8K's files will do as well): SFT is on
 900 of the training problems with their own solutions, GRPO on the others.
 """
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -315,6 +316,9 @@ def main(settings: Settings) -> None:
         {"tiny": "assets/tiny_base", "sums": "SmolLM2-135M-Instruct"}.get(task, "(not given)"))
     if task == "math" and not (settings.train and settings.test):
         raise ValueError("give --train and --test, files of problems")
+    if settings.base == "SmolLM2-135M-Instruct" and not os.path.isdir(settings.base):
+        raise ValueError("no base: python scripts/smollm2.py --out SmolLM2-135M-Instruct makes it;"
+                         " or give --base")
     lab = Lab(settings)
     {"tiny": lab.tiny, "sums": lab.sums}.get(task, lab.official)()
     lab.experiment()

@@ -167,8 +167,11 @@ def find() -> str:
 
 def main(settings: Settings) -> None:
     path = settings.gguf or find()
-    with open(path, "rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise OSError(f"cannot read {path}: {error.strerror}") from None
     try:
         facts, weights = read_gguf(data)
         sizes = {name.removeprefix("llama."): value for name, value in facts.items()}
