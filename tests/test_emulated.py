@@ -153,7 +153,7 @@ def two_calls(device: str, prompts, shape, dtype=None, **sampling):
     return found
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("settings", SETTINGS[:2] + SETTINGS[5:], ids=str)
 def test_the_sampler_with_graphs_without_triton(settings, gpu):
     """Answers move between slots, and come to a third page; one fills its cache to the end. The
     graphs of the first call serve the second."""
