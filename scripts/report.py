@@ -157,7 +157,7 @@ def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
             for row in measured(run, name)]
     if missing := {"base", policy} - {row["model"] for row in rows}:
         raise ValueError(f"{run}: {' and '.join(sorted(missing))} must be made and evaluated before"
-                         " there is something to report")
+                         f" there is something to report; of any run: python scripts/page.py {run}")
     return rows, curves, levels
 
 
