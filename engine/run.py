@@ -107,6 +107,8 @@ class Run:
                 os.rename(path, path + ".partial-damaged")
         for half in glob.glob(glob.escape(self.out) + "/*.partial-*"):
             shutil.rmtree(half, ignore_errors=True)
+        for half in glob.glob(glob.escape(self.out) + "/**/*.partial", recursive=True):
+            os.remove(half)                                 # a file in the making at a kill
 
     def _numbered(self, name: str) -> list[str]:
         """The files or directories called NAME-000012 (and an ending), in order."""

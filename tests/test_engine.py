@@ -430,6 +430,17 @@ def test_two_runs_do_not_share_a_directory(tmp_path, monkeypatch):
     os.close(Run(s, ALONE, []).lock)
 
 
+def test_files_in_the_making_at_a_kill_are_gone_when_a_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *a: None)
+    s, out = settings(out=str(tmp_path / "r"), resume=True), tmp_path / "r"
+    os.close(Run(s, ALONE, []).lock)
+    (out / "rollouts").mkdir()
+    for name in ("metrics.jsonl", "settings.json.7.partial", "rollouts/step-000003.jsonl.2.partial"):
+        (out / name).touch()
+    os.close(Run(s, ALONE, []).lock)
+    assert (out / "metrics.jsonl").exists() and not list(out.glob("**/*.partial"))
+
+
 def test_only_a_better_model_becomes_the_best(tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *a: None)
     run = Run(settings(out=str(tmp_path / "r")), ALONE, [])
