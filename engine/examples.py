@@ -56,11 +56,11 @@ def without_end(row: dict) -> dict:
     return {**row, "response": text.removesuffix(end), "finished": True}
 
 
-def newline_in_prompt(row: dict) -> dict:
+def without_newline(row: dict) -> dict:
     """For Qwen the newline between prompt and answer is a token of its own, in whichever of them it
-    is. For Llama it is a part of the last token of the prompt."""
-    if row["prompt"].endswith(CHAT[1].rstrip("\n")) and row["response"].startswith("\n"):
-        return {**row, "prompt": row["prompt"] + "\n", "response": row["response"][1:]}
+    is. For Llama it is a part of the last token of the prompt, so the answer must not repeat it."""
+    if row["prompt"].endswith(CHAT[1].rstrip("\n")):
+        return {**row, "response": row["response"].removeprefix("\n")}
     return row
 
 
@@ -87,7 +87,7 @@ def as_sequences(examples, tokenizer, end: int, max_length: int, loss_on="respon
     for at in tqdm(range(0, len(examples), 1000), desc="tokenise", disable=len(examples) < 20_000):
         some = examples[at:at + 1000]
         if chat_family(tokenizer) == "llama3":
-            some = [(place, newline_in_prompt(row)) for place, row in some]
+            some = [(place, without_newline(row)) for place, row in some]
         prompts = encode_prompts(tokenizer, [row["prompt"] for _, row in some])
         responses = [encoded.ids for encoded in tokenizer.encode_batch(
             [row["response"] for _, row in some], add_special_tokens=False)]

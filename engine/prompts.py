@@ -11,7 +11,7 @@ NO_THINKING = "<think>\n\n</think>\n\n"
 # What these tags of CHAT are for Llama 3. (The dates that its own template adds are left out.)
 LLAMA3 = (f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>"
           "<|start_header_id|>user<|end_header_id|>",
-          "<|eot_id|><|start_header_id|>assistant<|end_header_id|>")
+          "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")
 # Tokens that end an answer, in one family or another.
 END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|end_of_text|>", "<|eot_id|>")
 BASE = ("Question:\n", "\nAnswer:\nLet's think step by step.")
@@ -48,7 +48,7 @@ def pieces(prompt: str, family: str = "chatml") -> list[tuple[str, bool]]:
     if end and prompt.startswith(begin + "user\n"):
         question = prompt[len(begin):len(prompt) - len(end)]
         if family == "llama3":
-            question, end = question.removeprefix("user"), LLAMA3[1] + "\n" * (1 + end.endswith("\n"))
-            return [(LLAMA3[0], True), ("\n" + question, False), (end, True)]
+            return [(LLAMA3[0], True), ("\n" + question.removeprefix("user"), False),
+                    (LLAMA3[1], True)]
         return [(begin, True), (question, False), (end, True)]
     return [(prompt, not (prompt.startswith(BASE[0]) and prompt.endswith(BASE[1])))]

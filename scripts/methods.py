@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from conductor import ALWAYS, Experiment, Plan
 from engine.flags import command, limits, parse
 from methods_report import report
-from pretrain import add_puzzles
+from pretrain import add_puzzles, add_world
 
 SFT = "--lr 5e-4 --batch 16 --epochs 4 --max-length 512"
 LOOP = ("--temperature 1 --lr 3e-4 --warmup 4 --max-prompt-tokens 112 --max-new-tokens 300"
@@ -68,9 +68,7 @@ class Methods(Plan):
         self.split("tests and pools", "test", "threes=3:300 held=0")
         self.split("problems to judge by", "sft", "judge=100")
         self.split("problems to choose from", "rl", "pool=200 rest=0", flags=self.seed)
-        self.make(2, "documents of the base's world", "scripts/tiny_world.py --num 400 --shares"
-                  " guess=73 worked=20 table=4 search=3 --right 0 --people 3=85 4=15 --seed 900"
-                  f" --exclude {self.data}/rl.jsonl", "world")
+        add_world(self)
 
     def one_base(self) -> None:
         out, data = self.out, self.data

@@ -51,6 +51,14 @@ def add_puzzles(plan: Plan, threes: int = 300, fours: int = 300, examples: int =
             --exclude {tested} {taught} --out {data}/rl.jsonl""")
 
 
+def add_world(plan) -> None:
+    """Documents as the tiny base's last ones were: a measure of what a model made of it forgets."""
+    plan.add(2, "documents of the base's own world", f"""
+        python scripts/tiny_world.py --num 400 --shares guess=73 worked=20 table=4 search=3
+            --right 0 --people 3=85 4=15 --seed 900 --exclude {plan.data}/rl.jsonl
+            --out {plan.data}/world.jsonl""")
+
+
 def add_phases(plan: Plan) -> None:
     """The documents of both phases, then every model in both phases."""
     settings, out, data = plan.settings, plan.out, plan.data

@@ -7,7 +7,7 @@
     python scripts/redistill.py kk --base Qwen2.5-1.5B --dry-run    # commands, memory, time, disk
     python scripts/redistill.py kk --base Qwen2.5-1.5B              # runs/kk-0, on one GPU
     python scripts/redistill.py math --base Qwen2.5-1.5B --train train.jsonl --test test.jsonl
-    python scripts/redistill.py kk --smoke              # every stage at toy size; also math, sums
+    python scripts/redistill.py kk --smoke              # every stage at toy size; also math
 
 tiny starts from assets/tiny_base (see pretrain.py) and trains on puzzles of 3 people that it never
 saw. sums does the same with a real language model, small enough for a CPU: sums and word problems
@@ -23,7 +23,7 @@ from shlex import join, quote
 
 from conductor import ALWAYS, Experiment, Plan
 from engine.flags import command, limits, parse
-from pretrain import add_puzzles
+from pretrain import add_puzzles, add_world
 
 
 QUICK = "--trace 0 --steps 12 --test-puzzles 120".split()    # what --quick means; later flags win
@@ -161,7 +161,7 @@ class Lab(Plan):
         """How far from the base every model is that was sampled from, and what it has forgotten."""
         names = [*(f"sft_{name}" for name in (*self.sets, "a", "b", *["foreign"] * bool(self.other))),
                  *(f"rl_{name}" for name in (*self.learners, *self.again))]
-        if self.sampled and not self.settings.smoke:
+        if self.sampled:
             self.add(30, "distance to the base, and what is forgotten", f"""
                 python scripts/drift.py --base {self.base}
                     --model {" ".join(f"{self.out}/{name}/model" for name in names)}
@@ -186,10 +186,7 @@ class Lab(Plan):
         self.other = "kk_gen.py --people 3 --template compact --cot search"
         add_puzzles(self, settings.test_puzzles, (settings.test_puzzles + 1) // 2,
                     settings.examples)
-        self.add(2, "documents of the base's own world", f"""
-            python scripts/tiny_world.py --num 400 --shares guess=73 worked=20 table=4 search=3
-                --right 0 --people 3=85 4=15 --seed 900 --exclude {self.data}/rl.jsonl
-                --out {self.text}""")
+        add_world(self)
         for name, style in (("short", "table"), ("long", "search"), ("guess", "guess")):
             self.add(1, f"{name} chains: {style}", f"""
                 python kk_gen.py --people 3 --source {self.data}/sft.jsonl --template compact
@@ -221,9 +218,6 @@ class Lab(Plan):
         self.add(1, "long chains: step by step", f"""
             python scripts/sums.py --source {data}/short.jsonl --cot steps
                 --out {data}/long.jsonl""")
-        if settings.smoke:
-            self.at_toy_size()
-
     def official(self) -> None:
         """kk and math: the paper's settings, most of them the trainers' defaults, or toy ones."""
         settings, data = self.settings, self.data
@@ -233,7 +227,6 @@ class Lab(Plan):
         self.own = {"short": f"--val {data}/val.jsonl", "long": "--batch 64"}
         self.greedy = "--temperature 0 --max-new-tokens 4096"
         self.effect = "--limit 200 --group 8 --temperature 0.7"
-        self.learners = ("base", "short", "long")         # math: see there
         (self.kk if settings.task == "kk" else self.math)()
         for name in ("rl", "test"):
             self.add(2, f"{name} with prompts for a base model", f"""
@@ -245,7 +238,6 @@ class Lab(Plan):
     def at_toy_size(self) -> None:
         """Every stage, with a random model. It is never right, so it learns from what is wrong."""
         self.steps, self.keep_flags, self.effect, self.trace = 2, "--wrong", "", []
-        self.sampled = self.sampled and "--temperature 1 --max-new-tokens 16"
         self.greedy = "--temperature 0 --max-new-tokens 16"
         self.grpo = ("--steps 2 --prompts 2 --group 2 --max-prompt-tokens 700"
                      " --max-new-tokens 16 --keep 1")
@@ -263,6 +255,7 @@ class Lab(Plan):
     def kk(self) -> None:
         settings, data = self.settings, self.data
         self.sets, self.steps, self.keep, self.own["a"] = ("short", "long"), 125, 1000, "--batch 64"
+        self.learners = ("base", *self.sets)
         self.grpo = "--steps 125 --keep 1"
         self.again = {"a": self.grpo, "b": f"{self.grpo} --lr 2.5e-6"}
         rl, test, two, three = (4, 2, 9, 18) if settings.smoke else (2000, 100, 180, 720)
@@ -306,8 +299,9 @@ def main(settings: Settings) -> None:
     kind = task + "-quick" * settings.quick
     of_labs = "steps", "prompts", "examples", "keep"
     of_papers = "train", "test", "long", "foreign", "instruct"
-    for name in {"tiny": (*of_papers, "smoke"), "sums": (*of_papers, "quick", "test_puzzles")}.get(
-            task, (*of_labs, "quick", "test_puzzles")):
+    for name in {"tiny": (*of_papers, "smoke"),
+                 "sums": (*of_papers, "smoke", "quick", "test_puzzles")}.get(
+                     task, (*of_labs, "quick", "test_puzzles")):
         if getattr(settings, name) != getattr(Settings(), name):
             raise ValueError(f"{name} is not a setting of {task}")
     settings.out = settings.out or f"runs/{kind}-{settings.seed}{'-smoke' * smoke}"

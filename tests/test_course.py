@@ -1,13 +1,15 @@
 """The lessons run, their exercises tell right from wrong, and say why.
 
-A lesson is run cell by cell. To put a solution, or a wrong one, in the place of an exercise, the
+A lesson is run as a script, all cells or some. To put a solution, or a wrong one, in the place of an exercise, the
 lines of the function of that name are exchanged.
 """
 import ast
 import os
 import pathlib
 import re
+import runpy
 import sys
+import tempfile
 
 import pytest
 
@@ -60,10 +62,11 @@ def cells(source: str) -> list[tuple[str, str]]:
 def verdicts(course, source: str, all_cells: bool = False) -> dict[str, str]:
     """Run the setup and the exercises, or all cells. What each check said."""
     course.verdicts.clear()
-    space = {"__name__": "__main__"}
-    for title, code in cells(source):
-        if all_cells or title.startswith(("Setup", "Exercise")):
-            exec(compile(code, title, "exec"), space)
+    with tempfile.NamedTemporaryFile("w", suffix=".py") as file:
+        file.write("\n".join(code for title, code in cells(source)
+                             if all_cells or title.startswith(("Setup", "Exercise"))))
+        file.flush()
+        runpy.run_path(file.name, run_name="__main__")
     return dict(course.verdicts)
 
 
