@@ -124,6 +124,10 @@ class Study(Plan):
                     {self.flags[algorithm]} --kl {kl} --keep-at {" ".join(map(str, self.at))}""")
         for after, name in tests:
             self.evaluate(run, after, f"{self.out}/{run}/{name}")
+        self.add(10, f"how far {run} is from where it began", f"""
+            python scripts/drift.py --base {model} --model {self.out}/{run}/{tests[-1][1]}
+                --data {self.data}/test.jsonl --group {min(8, settings.samples)} --temperature 1
+                --max-new-tokens {self.tested} --out {self.out}/{run}/drift.jsonl""")
 
     def experiment(self) -> None:
         settings, runs = self.settings, []

@@ -82,9 +82,13 @@ def read_runs(folder: str) -> tuple[list[dict], list[dict]]:
         label = {"mixture": mixture, "width": int(width), "algorithm": algorithm, "kl_weight": kl,
                  "seed": int(seed)}
         after = {0: 0} | {row["step"]: row["samples"] for row in curve}
+        far = {}
+        if os.path.exists(f"{run}/drift.jsonl"):            # of the model after the last step
+            measured = read_jsonl(f"{run}/drift.jsonl", "k1_per_answer")[0]
+            far = {curve[-1]["step"]: {"kl_per_answer": measured["k1_per_answer"]}}
         for step, path in sorted(points.items()):
-            evals += [{**label, "step": step, "samples": after[step], "test": test, **row}
-                      for test, row in tested(path, trained_on).items()]
+            evals += [{**label, "step": step, "samples": after[step], "test": test, **row,
+                       **far.get(step, {})} for test, row in tested(path, trained_on).items()]
         if not pick(evals, **label, test="easy"):
             raise ValueError(f"{folder}: no problem of the test is of a task and level of rl.jsonl")
         curves += [{**label, **flat(row, "step", "samples", "reward", "length", "kl", "entropy",
@@ -126,7 +130,7 @@ def endpoints(evals: list[dict], curve: list[dict]) -> dict:
     ends = {"winner": winner, "its share": share(last, winner),
             "its share before": share(first, winner),
             "the most accurate before": best, "samples to collapse": collapse,
-            "KL": next((row["kl"] for row in reversed(curve) if "kl" in row), None)}
+            "KL": last.get("kl_per_answer")}
     most = max(int(name[5:]) for name in first if name.startswith("pass@"))
     for test in dict.fromkeys(row["test"] for row in evals):
         ends |= {f"{name}, {test}": tuple(pick(evals, test=test)[i][name] for i in (0, -1))
@@ -169,12 +173,13 @@ def report(evals: list[dict], curves: list[dict], drawn: bool) -> list[str]:
     return ["# Echo chamber", "", f"{len(ends)} runs, seeds {', '.join(map(str, seeds))} (of what"
             " follows pretraining): means and ranges. Shares are of answers to the easy test;"
             f" {COLLAPSED:.0%} may come in these or, before, in answers drawn to train on."
-            " PPO updates several times a step, Expert Iteration can be seen only once a round.",
+            " PPO updates several times a step, Expert Iteration can be seen only once a round. KL is"
+            " that to the model before, as a sum over an answer (scripts/drift.py).",
             "", "The models before:", "", *markdown("mixture, width | easy | hard | " + " | ".join(
                 f"{name}: share, right" for name in names), before),
             "", "After the last step (gains in points, over the model before):", "",
             *markdown("mixture, width | algorithm | KL weight | winner | its share | drawn until it"
-                      f" has {COLLAPSED:.0%} | KL | " + " | ".join(kinds), after), "",
+                      f" has {COLLAPSED:.0%} | KL of an answer | " + " | ".join(kinds), after), "",
             "The winner was the style that the model before was most often right in (of those with"
             f" a share of {SEEN:.0%}) in {agree} of {len(ends)} runs, from {len(before)} models.",
             *(("", "![styles, gains, pass@k](figure.png)") if drawn else ())]

@@ -16,28 +16,28 @@ from statistics import StatisticsError, correlation
 import conductor  # so that Python finds the files above scripts/
 from engine.files import read_json, read_jsonl, whole_file
 from engine.flags import command, parse
-from kk_gen import STYLES
 from verify import read_rollouts, rows_of, score
 
 WORDS = {       # for a model, in the order of the report
-    "base": "the base", "sft_short": "SFT on short chains", "sft_long": "SFT on long chains",
-    "rl_base": "GRPO from the base", "rl_short": "GRPO from SFT on short chains",
+    "base": "the base", "sft_both": "SFT on both styles", "sft_short": "SFT on short chains",
+    "sft_long": "SFT on long chains", "rl_both": "GRPO from SFT on both styles", "rl_base": "GRPO from the base", "rl_short": "GRPO from SFT on short chains",
     "rl_long": "GRPO from SFT on long chains", "sft_a": "re-distilled (greedy answers)",
     "sft_b": "re-distilled (answers of the last steps)",
-    "sft_foreign": "SFT on the same puzzles, other answers", "sft_at": "SFT on answers of {steps}",
+    "sft_foreign": "SFT on the same problems, other answers", "sft_at": "SFT on answers of {steps}",
     "sft_wrong": "SFT on wrong answers of {steps}", "sft_guess": "SFT on bare answers",
     "rl_a": "GRPO from re-distilled (greedy answers)", "rl_b": "GRPO from re-distilled (last steps)",
     "instruct": "the instruct model", "rl_instruct": "GRPO from the instruct model"}
 SMOOTH = 5      # steps in the running mean that says when GRPO has converged
 EFFECTS = ("effect", "effect_error", "effect_per_token", "effect_cosine")
+FAR = ("kl_per_token", "k1_per_answer", "other_texts")      # from the base: scripts/drift.py
 ABOUT = ("words", "from", "made_with", "examples", "tokens", "answer_tokens",
-         *EFFECTS)              # a model, in this order in models.csv
+         *EFFECTS, *FAR)        # a model, in this order in models.csv
 STEP = ("step", "samples", "tokens", "reward", "length", "kl", "cut_off", "entropy", "equal_groups")
 COLOURS = ("#4c566a", "#2a78c2", "#c2572a", "#3a9a5b", "#8a5bb0", "#b09a2a", "#b04a7a", "#2a9ab0",
            "#7a4a2a", "#111111", "#9ac23a", "#e08ab0")
-STYLE_COLOURS = {"worked": "#3a9a5b", "table": "#c2572a", "search": "#2a78c2", "guess": "#8a5bb0",
-                 "mixed": "#b09a2a", "other": "#9a9a9a", "code": "#c2572a", "prose": "#3a9a5b",
-                 "bare": "#8a5bb0"}
+STYLE_COLOURS = {"search": "#2a78c2", "table": "#c2572a", "worked": "#3a9a5b", "guess": "#8a5bb0",
+                 "mixed": "#b09a2a", "other": "#9a9a9a", "code": "#c2572a", "prose": "#9a9a9a",
+                 "bare": "#8a5bb0", "equation": "#3a9a5b", "steps": "#2a78c2"}  # in report's order
 
 
 @dataclass(kw_only=True)
@@ -128,6 +128,7 @@ def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
     effects = {row["data"]: dict(zip(EFFECTS, (row["effect"], row["standard_error"],
                                                row["per_token"], row.get("cosine", ""))))
                for row in (read_json(f"{run}/effect/summary.json") or {"data": []})["data"]}
+    far = distances(run)
     label, curves, levels = {"run": os.path.basename(os.path.normpath(run))}, [], set()
     models = {name: dict.fromkeys(ABOUT, "") | {"words": WORDS[name], "examples": 0, "tokens": 0}
               for name in ("base", "instruct")}
@@ -153,12 +154,23 @@ def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
             curves += [{**label, "start": model["from"], **flat(row, *STEP)} for row in steps]
             levels |= set(steps[-1]["by_level"] if name == policy else ())
         model["words"] = in_words(name, examples)
+        model |= far.get(name, {})
     rows = [{**label, "model": name, **models[name], **row} for name in models
             for row in measured(run, name)]
     if missing := {"base", policy} - {row["model"] for row in rows}:
         raise ValueError(f"{run}: {' and '.join(sorted(missing))} must be made and evaluated before"
                          f" there is something to report; of any run: python scripts/page.py {run}")
     return rows, curves, levels
+
+
+def distances(run: str) -> dict[str, dict]:
+    """What scripts/drift.py measured of each model of a run, by name."""
+    path, found = f"{run}/drift.jsonl", {}
+    for row in read_jsonl(path) if os.path.exists(path) else ():
+        kept = [row["text"][text] - row["text_base"][text] for text in row["text"]]
+        found[os.path.basename(os.path.dirname(row["model"]))] = dict(zip(FAR, (
+            row["kl_per_token"], row["k1_per_answer"], mean(kept))))
+    return found
 
 
 def place(folder: str) -> tuple[int, int]:
@@ -273,32 +285,27 @@ def style_line(rows: list[dict], written: list[str]) -> list[str]:
     return line
 
 
-def distances(runs: list[str]) -> list[str]:
-    """The table of scripts/drift.py: how far each model is from the base, and what it forgot."""
-    lines = {}
-    for path in (f"{run}/drift.jsonl" for run in runs if os.path.exists(f"{run}/drift.jsonl")):
-        for row in read_jsonl(path):
-            name = os.path.basename(os.path.dirname(row["model"]))
-            kept = [row["text"][text] - row["text_base"][text] for text in row["text"]]
-            lines.setdefault(name, []).append((
-                row["kl_per_token"], row["k1_per_answer"], mean(kept)))
-    table = [[WORDS.get(name, name), *(spread([row[i] for row in rows], form) for i, form in enumerate(
-        (".3f", ".2f", "+.3f")))] for name, rows in lines.items()]
+def distance_table(rows: list[dict]) -> list[str]:
+    """How far each model is from the base, and what it forgot. Each row is a model of a run."""
+    table = []
+    for name in dict.fromkeys(row["model"] for row in rows):
+        of = pick(rows, model=name)
+        table.append([of[0]["words"], *(spread([row[what] for row in of if row[what] != ""], form)
+                                        or "-" for what, form in zip(FAR, (".3f", ".2f", "+.3f")))])
     return ["", "Distance to the base, on each model's own sampled answers: KL(model, base) by k3 for a"
             " token, and by k1 for an answer. What is forgotten: how the mean log-prob of a token of"
             " other texts has changed.", "", *markdown(
                 "model | KL, token | KL, answer | other texts", table)] if table else []
 
 
-def report(runs: list[tuple], policy: str, missing: list[str], far: list[str], drawn: bool):
+def report(runs: list[tuple], policy: str, missing: list[str], drawn: bool) -> list[str]:
     """The lines of report.md."""
     rows = [row for run in runs for row in run[0]]
     names = list(dict.fromkeys(row["model"] for row in rows))
     ways = list(dict.fromkeys((row["decoding"], row["level"]) for row in pick(rows, model="base")
                               if row["level"] != "all"))
     first, hows = ways[0][0], list(dict.fromkeys(how for how, _ in ways))
-    written = [style for style in (*STYLES, "mixed", "other", "code", "prose", "bare")
-               if any(f"share_{style}" in row for row in rows)]
+    written = [style for style in STYLE_COLOURS if any(f"share_{style}" in row for row in rows)]
     table = [model_line(pick(rows, model=name), ways) for name in names]
     chance = {row["level"]: row["chance"] for row in rows if row["chance"]}
     if chance:
@@ -311,6 +318,7 @@ def report(runs: list[tuple], policy: str, missing: list[str], far: list[str], d
         form = ".0f" if isinstance(value, int) else ".3f"
         lines.append([what, *(spread([one[what] for one in numbers[how] if what in one], form, True)
                               or "-" for how in hows)])
+    far = [row for row in pick(rows, decoding=first) if row["kl_per_token"] != ""]
     ranges = "95 % intervals" if len(runs) == 1 else f"means of {len(runs)} runs and their range"
     size = "people" if chance else "level"
     head = ["model", "examples or samples", "tokens", *(f"{size}: {level}, {how}"
@@ -323,47 +331,70 @@ def report(runs: list[tuple], policy: str, missing: list[str], far: list[str], d
             " each, and how much of it is right.", "", *markdown(" | ".join(
                 ["model", size, "tokens of an answer", *written]), styles),
             "", "On the sizes that GRPO trained on:", "", *markdown("| " + " | ".join(hows), lines),
-            *far, *(("", "![learning curves, accuracy, styles](figure.png)") if drawn else ())]
+            *distance_table(far),
+            *(("", "![learning curves, accuracy, styles, effect, KL](figure.png)") if drawn else ())]
 
 
 # ---- how it looks ----------------------------------------------------------------------------
 def draw(runs: list[tuple], policy: str):
-    """Learning curves; accuracy of every model; styles while the policy learns; effect and gain."""
+    """Learning curves; accuracy of every model; styles while the policy learns; what SFT gains
+    beside its sample effect; and what every model gains beside its distance to the base."""
     models = {row["model"]: row for row in runs[0][0]}
     how = runs[0][0][0]["decoding"]
     curve = [pick(curves, start=models[policy]["from"]) for _, curves, _ in runs]
-    styled = any(f"share_{style}" in row for row in curve[0] for style in STYLES)
-    weighed = [name for name in models if models[name]["effect_cosine"] != ""]
-    height = 2 if styled or weighed else 1
-    figure, axes = canvas(height, 2, (11, 4.4 * height))
+    styles = [style for style in STYLE_COLOURS if any(f"share_{style}" in row for row in curve[0])]
+    gains = [(what, xlabel, title) for what, xlabel, title in (
+        ("effect_cosine", "mean sample effect, as cosine", "What effect foretells"),
+        ("k1_per_answer", "KL(model, base), nats for an answer", "Accuracy gained against KL"))
+        if any(model[what] != "" for model in models.values())]
+    panels = 2 + (len(styles) > 1) + len(gains)
+    figure, axes = canvas((panels + 1) // 2, 2, (11, 4.4 * ((panels + 1) // 2)))
     if not figure:
         return None
-    steps = range(1, 1 + max(row["step"] for _, curves, _ in runs for row in curves))
-    starts = [model["from"] for model in models.values() if model["made_with"] == "GRPO"]
+    axes = iter(axes)
+    draw_curves(next(axes), [curves for _, curves, _ in runs], list(models.values()))
+    draw_accuracy(next(axes), [row for rows, _, _ in runs for row in pick(rows, decoding=how)])
+    if len(styles) > 1:
+        axis = next(axes)
+        for style in styles:
+            shares = [[row.get(f"share_{style}", 0.0) for row in one] for one in curve]
+            band(axis, range(1, 1 + max(map(len, shares))), shares, STYLE_COLOURS[style], style, 0.2)
+        axis.set(xlabel="GRPO step", ylabel="share of answers", ylim=(0, 1),
+                 title=f"Styles, {models[policy]['words']}")
+    for what, xlabel, title in gains:
+        axis = next(axes)
+        draw_gain(axis, runs, how, what)
+        if what == "k1_per_answer":
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:g}")
+        axis.set(xlabel=xlabel, ylabel="gain in accuracy over the base", title=title)
+    return figure
+
+
+def draw_curves(axis, runs: list[list[dict]], models: list[dict]) -> None:
+    """The reward of every run of GRPO, as a running mean."""
+    steps = range(1, 1 + max(row["step"] for curves in runs for row in curves))
+    starts = [model["from"] for model in models if model["made_with"] == "GRPO"]
     for start, colour in zip(starts, COLOURS[1:]):
-        rewards = [[row["reward"] for row in pick(curves, start=start)] for _, curves, _ in runs]
+        rewards = [[row["reward"] for row in pick(curves, start=start)] for curves in runs]
         smooth = [[mean(one[max(0, i - SMOOTH):i]) for i in range(1, 1 + len(one))]
                   for one in rewards]
-        band(axes[0], steps, smooth, colour, f"from {WORDS.get(start, start)}", 0.2)
-    axes[0].set(xlabel="GRPO step", ylabel="reward on new problems", ylim=(0, 1), title="Learning"
-                " curves" + f" (mean and range of {len(runs)} runs)" * (len(runs) > 1))
-    draw_accuracy(axes[1], [row for rows, _, _ in runs for row in pick(rows, decoding=how)])
-    for style in STYLES if styled else ():
-        shares = [[row.get(f"share_{style}", 0.0) for row in one] for one in curve]
-        band(axes[2], steps, shares, STYLE_COLOURS[style], style, 0.2)
-    if styled:
-        axes[2].set(xlabel="GRPO step", ylabel="share of answers", ylim=(0, 1),
-                    title=f"Styles, {models[policy]['words']}")
-    for i, name in enumerate(weighed):
-        accuracy = [accuracies(rows, how, levels) for rows, _, levels in runs]
-        axes[-1].scatter([pick(rows, model=name)[0]["effect_cosine"] for rows, _, _ in runs],
-                         [one[name] - one["base"] for one in accuracy], s=22, label=models[name]["words"],
-                         color=COLOURS[i % len(COLOURS)], marker="os^v"[i // len(COLOURS)])
-    if weighed:
-        axes[-1].axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-        axes[-1].set(xlabel="mean sample effect, as cosine",
-                     ylabel="gain in accuracy by SFT", title="What effect foretells")
-    return figure
+        band(axis, steps, smooth, colour, f"from {WORDS.get(start, start)}", 0.2)
+    axis.set(xlabel="GRPO step", ylabel="reward on new problems", ylim=(0, 1), title="Learning"
+             " curves" + f" (mean and range of {len(runs)} runs)" * (len(runs) > 1))
+
+
+def draw_gain(axis, runs: list[tuple], how: str, what: str) -> None:
+    """A point for each model and run: a number of the model, and what it gained in accuracy."""
+    gained = [accuracies(rows, how, levels) for rows, _, levels in runs]
+    for i, name in enumerate(gained[0]):        # A model has the same colour in every panel.
+        of = [pick(rows, model=name)[0] for rows, _, _ in runs]
+        if of[0][what] == "":
+            continue
+        axis.scatter([row[what] for row in of], [one[name] - one["base"] for one in gained], s=22,
+                     label=of[0]["words"], color=COLOURS[i % len(COLOURS)],
+                     marker="os^v"[i // len(COLOURS)])
+    axis.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
 
 
 def draw_accuracy(axis, rows: list[dict]) -> None:
@@ -400,7 +431,7 @@ def main(settings: Settings) -> None:
              for path in glob.glob(f"{glob.escape(run)}/{kind}_*")}
     missing = sorted(begun - names[0], key=place)
     figure = draw(runs, settings.policy)
-    lines = report(runs, settings.policy, missing, distances(settings.runs), bool(figure))
+    lines = report(runs, settings.policy, missing, bool(figure))
     write(settings.out, lines, figure,
           models=sum((run[0] for run in runs), []), curves=sum((run[1] for run in runs), []))
 
