@@ -13,9 +13,8 @@ the same answer also count, by `roles` below and by `math_equal`:
 
     text -> LaTeX tokens -> a tree -> numbers -> equal?      (answers/: latex, tree, numbers, equal)
 
-No text raises an error, hangs or is executed. What cannot be read, or is too long, deep or large,
-equals only itself. If the rules cannot decide, the answer is wrong, because the policy would learn
-to write any wrong answer that is rewarded.
+No text raises an error or hangs. What cannot be read, or is too long, deep or large, equals only
+itself. If the rules cannot decide, the answer is wrong: what is rewarded is what a policy learns.
 """
 import math
 import re
@@ -177,8 +176,7 @@ def summary(rollouts: list[dict]) -> dict:
            "length": sum(len(rollout["tokens"]) for rollout in rollouts) / n}
     same_answer = str.__eq__ if rollouts[0]["task"] == "kk" else math_equal
     votes = [list(map(vote, group)) for group in problems.values()]
-    # k = 1, 2, 4 ... up to the fewest samples of a problem, if that is more than one
-    for k in [2**i for i in range(fewest.bit_length()) if fewest > 1]:
+    for k in [2**i for i in range(fewest.bit_length()) if fewest > 1]:  # 1, 2, 4 ... up to fewest
         chances = [pass_at_k(len(group), int(sum(group)), k) for group in groups]
         shares = []
         for answers, rights in zip(votes, groups):           # every run of k samples, side by side
@@ -193,6 +191,8 @@ def style(rollout: dict) -> str:
     """How an answer is written. K&K: one of kk_gen.STYLES, mixed or other."""
     if rollout["task"] == "kk":
         return style_of(rollout["response"])
+    if "numbers" in rollout:                    # a question of scripts/sums.py
+        return {0: "prose", 1: "equation"}.get(rollout["response"].count("="), "steps")
     if re.search(r"^[ \t]*(?:```|def \w+\()|<llm-code>", rollout["response"], re.MULTILINE):
         return "code"
     before, box, _ = rollout["response"].rpartition("\\boxed")

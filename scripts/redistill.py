@@ -193,11 +193,14 @@ class Lab(Plan):
                     --cot {style} --out {self.data}/{name}.jsonl""")
 
     def sums(self) -> None:
-        """A real model, which writes no box before SFT: so GRPO, and effects, start from there."""
+        """A real model, which writes no box before SFT: so GRPO, and effects, start from there.
+
+        SFT is on two styles of answers, mostly on the one that the model is worse at.
+        """
         settings, data = self.settings, self.data
-        self.sets, self.aside, self.learners = ("short",), ("long",), ("short",)
-        self.asked = self.policy = "short"
-        self.raw, self.measured_at = "", f"{self.out}/sft_short/model"
+        self.sets, self.aside, self.learners = ("both",), ("long",), ("both",)
+        self.asked = self.policy = "both"
+        self.raw, self.measured_at = "", f"{self.out}/sft_both/model"
         self.sft = "--lr 2e-5 --batch 8 --epochs 4 --max-length 256 --keep 1"
         self.grpo = (f"--steps {self.steps} --prompts {settings.prompts} --group 8 --temperature 1"
                      " --lr 2e-5 --warmup 4 --norm token --max-prompt-tokens 160"
@@ -207,17 +210,17 @@ class Lab(Plan):
         self.greedy = "--temperature 0 --max-new-tokens 64"
         self.effect = ("--limit 64 --group 8 --max-new-tokens 48 --max-length 256 --no-halves"
                        " --cosines 8")
-        self.other = "scripts/sums.py --cot steps"
+        self.other = "scripts/sums.py --cot equation"
         made = []
         for name, flags in (("test", "--num 200 --seed 1"), ("rl", "--num 640 --seed 0"),
-                            ("short", f"--num {settings.examples // 2} --seed 2 --cot equation")):
+                            ("both", f"--num {settings.examples // 2} --seed 2 --cot mixed")):
             self.add(1, f"questions: {name}", f"""
                 python scripts/sums.py {flags} {"--exclude" * bool(made)} {" ".join(made)}
                     --out {data}/{name}.jsonl""")
             made.append(f"{data}/{name}.jsonl")
-        self.add(1, "long chains: step by step", f"""
-            python scripts/sums.py --source {data}/short.jsonl --cot steps
-                --out {data}/long.jsonl""")
+        self.add(1, "long chains: steps", f"""
+            python scripts/sums.py --source {data}/both.jsonl --cot steps --out {data}/long.jsonl""")
+
     def official(self) -> None:
         """kk and math: the paper's settings, most of them the trainers' defaults, or toy ones."""
         settings, data = self.settings, self.data

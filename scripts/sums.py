@@ -1,4 +1,4 @@
-"""Sums and one-step word problems in English: questions for a small real language model.
+"""Sums and word problems of two steps, in English: questions for a small real language model.
 
     python scripts/sums.py --num 400 --seed 0 --out data/rl.jsonl
     python scripts/sums.py --num 64 --seed 1 --exclude data/rl.jsonl --out data/test.jsonl
@@ -6,12 +6,13 @@
 
 Half of the questions are plain (level 1), half are told as a story (level 2):
 
-    What is 47 plus 38?                     Mia has 47 stamps and gets 38 more. How many ...?
+    What is 17 plus 8 minus 5?      Mia has 17 stamps, gets 8 more and gives 5 away. How many ...?
 
 An answer can be written in two ways, or none (`--cot`), and always ends with the box:
 
-    equation    47 + 38 = 85.
-    steps       47 + 38: 47 + 30 = 77. 77 + 8 = 85.
+    equation    17 + 8 - 5 = 20.
+    steps       17 + 8 = 25. 25 - 5 = 20.
+    mixed       every fourth answer in steps, the others as an equation
 
 Rows are problems of task `math`. No two have the same text.
 """
@@ -24,24 +25,28 @@ from engine.flags import command, limits, parse
 from engine.problems import read_problems
 from engine.prompts import TEMPLATES, prompt_text
 
-PLAIN = {"+": ("What is {a} plus {b}?", "Add {a} and {b}.", "Calculate {a} + {b}."),
-         "-": ("What is {a} minus {b}?", "Subtract {b} from {a}.", "Calculate {a} - {b}."),
-         "*": ("What is {a} times {b}?", "Multiply {a} by {b}.", "Calculate {a} * {b}.")}
+PLAIN = ("What is {sum}?", "Calculate {sum}.", "What does {sum} make?")
+WORDS = {"+": "plus", "-": "minus", "*": "times"}
 STORIES = {
-    "+": ("{name} has {a} {things} and gets {b} more. How many {things} does {name} have now?",
-          "There are {a} {things} in one box and {b} in another. How many {things} are there in"
-          " both boxes?",
-          "{name} found {a} {things} on Monday and {b} on Tuesday. How many {things} did {name}"
-          " find in both days?"),
-    "-": ("{name} has {a} {things} and gives {b} of them away. How many {things} are left?",
-          "There were {a} {things} in a shop, and {b} were sold. How many {things} remain?",
-          "{name} wants {a} {things} and has {b} so far. How many {things} are still missing?"),
-    "*": ("There are {a} {things} in each box. How many {things} are there in {b} boxes?",
-          "{name} buys {b} bags with {a} {things} in each. How many {things} does {name} buy?",
-          "{name} collects {a} {things} every day. How many {things} is that in {b} days?")}
+    "++": ("{name} has {a} {things}, finds {b} on Monday and {c} on Tuesday. How many {things} does"
+           " {name} have now?",
+           "There are {a} {things} in one box, {b} in another and {c} on the table. How many"
+           " {things} are there?"),
+    "+-": ("{name} has {a} {things}, gets {b} more and gives {c} away. How many {things} does"
+           " {name} have now?",
+           "There were {a} {things} in a shop. {b} more came, and {c} were sold. How many {things}"
+           " are left?"),
+    "*+": ("There are {a} boxes with {b} {things} in each, and {c} more on the table. How many"
+           " {things} are there?",
+           "{name} buys {a} bags of {b} {things} and finds {c} more. How many {things} does {name}"
+           " have?"),
+    "*-": ("There are {a} boxes with {b} {things} in each. {c} of the {things} are sold. How many"
+           " are left?",
+           "{name} buys {a} bags of {b} {things} and gives {c} of the {things} away. How many does"
+           " {name} keep?")}
 NAMES = ("Mia", "Noah", "Ava", "Liam", "Zoe", "Omar", "Lena", "Ravi", "Ines", "Yuki")
 THINGS = ("stamps", "apples", "books", "shells", "coins", "pencils", "cards", "marbles", "eggs")
-COTS = ("none", "equation", "steps")
+COTS = ("none", "equation", "steps", "mixed")
 
 
 @dataclass(kw_only=True)
@@ -55,34 +60,36 @@ class Settings:
     seed: int = limits(0, at_least=0)
 
 
+def halfway(a: int, operations: str, b: int) -> int:
+    """What the first two numbers make."""
+    return a * b if operations[0] == "*" else a + b
+
+
 def draw(rng) -> dict:
     """One question."""
-    operation, story = rng.choice("+-*"), rng.random() < 0.5
-    if operation == "*":
-        a, b = rng.randint(3, 20), rng.randint(2, 9)
+    operations, story = rng.choice(list(STORIES)), rng.random() < 0.5
+    if operations[0] == "*":
+        a, b = rng.randint(2, 9), rng.randint(2, 12)
     else:
-        a, b = rng.randint(11, 99), rng.randint(11, 99)
-    if operation == "-":
-        a, b = max(a, b), min(a, b)
-    text = rng.choice((STORIES if story else PLAIN)[operation])
-    gold = {"+": a + b, "-": a - b, "*": a * b}[operation]
-    return {"task": "math", "level": 1 + story, "numbers": [a, operation, b], "gold": str(gold),
-            "question": text.format(a=a, b=b, name=rng.choice(NAMES), things=rng.choice(THINGS))}
+        a, b = rng.randint(5, 40), rng.randint(5, 40)
+    half = halfway(a, operations, b)
+    c = rng.randint(2, min(20, half - 1))
+    gold = half + c if operations[1] == "+" else half - c
+    first, second = map(WORDS.get, operations) if rng.random() < 0.5 else operations
+    text = rng.choice(STORIES[operations] if story else PLAIN)
+    return {"task": "math", "level": 1 + story, "numbers": [a, b, c], "operations": operations,
+            "gold": str(gold), "question": text.format(
+                a=a, b=b, c=c, name=rng.choice(NAMES), things=rng.choice(THINGS),
+                sum=f"{a} {first} {b} {second} {c}")}
 
 
 def answer(row: dict, cot: str) -> str:
     """The reasoning, and the box."""
-    (a, operation, b), gold = row["numbers"], row["gold"]
-    tens, ones = b // 10 * 10, b % 10
-    text = f"{a} {operation} {b} = {gold}."
-    if cot == "steps" and operation == "*":
-        tens, ones = a // 10 * 10, a % 10
-        text = (f"{a} * {b}: {tens} * {b} = {tens * b}. {ones} * {b} = {ones * b}."
-                f" {tens * b} + {ones * b} = {gold}.")
-    elif cot == "steps":
-        half = a + tens if operation == "+" else a - tens
-        text = (f"{a} {operation} {b}: {a} {operation} {tens} = {half}."
-                f" {half} {operation} {ones} = {gold}.")
+    (a, b, c), (first, second), gold = row["numbers"], row["operations"], row["gold"]
+    text = f"{a} {first} {b} {second} {c} = {gold}."
+    if cot == "steps":
+        half = halfway(a, first, b)
+        text = f"{a} {first} {b} = {half}. {half} {second} {c} = {gold}."
     return f"{text} The final answer is: \\boxed{{{gold}}}."
 
 
@@ -92,7 +99,7 @@ def main(settings: Settings) -> None:
     check_output(settings.out, [settings.source, *settings.exclude])
     if settings.source:
         rows = read_problems(settings.source)
-        if not all({"numbers", "question"} <= row.keys() for row in rows):
+        if not all({"numbers", "operations", "question"} <= row.keys() for row in rows):
             raise ValueError(f"{settings.source}: not a file that this script made")
     else:
         known = {row["question"] for path in settings.exclude for row in read_problems(path)}
@@ -102,12 +109,15 @@ def main(settings: Settings) -> None:
             if row["question"] not in known:
                 known.add(row["question"])
                 rows.append({"id": f"sums-{settings.seed}-{len(rows)}", **row})
-    rows = [{name: row[name] for name in ("id", "task", "level", "numbers", "gold", "question")}
-            for row in rows]        # A row of a policy's answers also has that policy's tokens.
-    for row in rows:
+    names = ("id", "task", "level", "numbers", "operations", "gold", "question")
+    rows = [{name: row[name] for name in names} for row in rows]    # not a policy's own tokens
+    for i, row in enumerate(rows):
         row["prompt"] = prompt_text(row["question"], settings.template)
-        if settings.cot != "none":
-            row["response"] = answer(row, settings.cot)
+        style = settings.cot
+        if style == "mixed":
+            style = "steps" if i % 4 == 0 else "equation"
+        if style != "none":
+            row["response"] = answer(row, style)
     write_jsonl(settings.out, rows)
     print(f"{settings.out}: {len(rows):,} questions")
 

@@ -35,7 +35,6 @@ def pytest_collection_finish(session):
 def pytest_unconfigure(config):
     if found := getattr(config, "experiments", None):
         found.give_up()
-        found.thread.join(10)
         shutil.rmtree(found.runs, ignore_errors=True)
 
 

@@ -16,6 +16,7 @@ import pytest
 from helpers import QWEN_1_5B, ROOT, read, write
 
 import kk_gen
+import verify
 from engine.tokenizer import load_tokenizer
 from verify import kk_correct, pass_at_k, reward
 
@@ -412,9 +413,9 @@ def test_a_person_sees_a_line_for_each_stage_and_then_what_it_said(tmp_path):
     assert process.wait() == 0
     seen = seen.decode().replace("\r\n", "\n")
     assert re.search(r"\[1/1\] one: sample: 50% 1/2 \[00:01<00:01, 7 tokens/s\]\n"
-                     r"0:00 min gone, about 0:\d\d left\n", seen)
+                     r"0:\d\d min gone, about 0:\d\d left\n", seen)
     end = re.sub(r".*\033\[J", "", seen, flags=re.DOTALL)   # after what was last taken away
-    assert end == "[1/1] one: 0:00 min\na result\na warning\n0:00 min: the end\n"
+    assert re.fullmatch(r"\[1/1\] one: 0:\d\d min\na result\na warning\n0:\d\d min: the end\n", end)
 
 
 # ---- the experiments -------------------------------------------------------------------------
@@ -436,11 +437,14 @@ SMALL = {
               " --rounds 2 --problems 8 --samples 4"}
 
 
+LANES = ("tiny", "selection", "expert"), ("kk", "math", "first", "mixture", "echo", "real")
+
+
 class Experiments:
-    """All of them at toy size, one by one beside the other tests. The lab is stopped once."""
+    """All of them at toy size, in two lanes beside the other tests. The lab is stopped once."""
 
     def __init__(self, runs):
-        self.runs, self.running, self.given_up = runs, None, False
+        self.runs, self.running, self.ended, self.given_up = runs, {}, {}, False
         write(runs / "gsm.jsonl", [{"question": f"{i} + 2?", "answer": f"#### {i + 2}"}
                                    for i in range(6)])
         write(runs / "math.jsonl", [{"problem": f"{i}*2", "solution": f"\\boxed{{{2 * i}}}",
@@ -451,8 +455,10 @@ class Experiments:
         write(runs / "long.jsonl", [
             {"id": f"long-{i}", "task": "math", "prompt": f"What is {i} + {i}?\n", "level": 1,
              "gold": str(2 * i), "response": f"So: \\boxed{{{2 * i}}}."} for i in range(12)])
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
+        self.threads = [threading.Thread(target=self.run, args=(lane,), daemon=True)
+                        for lane in LANES]
+        for thread in self.threads:
+            thread.start()
 
     def start(self, name):
         script, *flags = SMALL[name].format(self.runs).split()
@@ -460,44 +466,55 @@ class Experiments:
             flags += ["--out", str(self.runs / name)]
         with (open(self.runs / f"{name}.out", "w") as out,
               open(self.runs / f"{name}.err", "w") as error):
-            self.running = subprocess.Popen(
+            self.running[name] = subprocess.Popen(
                 [sys.executable, os.path.join(SCRIPTS, script), *flags], stdout=out, stderr=error,
                 start_new_session=True,     # Ctrl-C is heard even where the tests are told not to
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     def end(self, name):
-        code = self.running.wait()
+        code = self.running[name].wait()
         return (*((self.runs / f"{name}.{what}").read_text() for what in ("out", "err")), code)
 
-    def run(self):
+    def stop_the_lab(self):
         self.start("tiny")
-        while self.running.poll() is None and "] GRPO from base\n" not in (self.runs / "tiny.out").read_text():
+        said = self.runs / "tiny.out"
+        while self.running["tiny"].poll() is None and "] GRPO from base\n" not in said.read_text():
             time.sleep(0.05)
-        self.signal(signal.SIGINT)
-        self.stopped, self.ended = self.end("tiny"), {}
-        for name in SMALL:
+        self.signal("tiny", signal.SIGINT)
+        self.stopped = self.end("tiny")
+
+    def run(self, lane):
+        for name in lane:
+            if name == "tiny":
+                self.stop_the_lab()
             if not self.given_up:
                 self.start(name)
                 self.ended[name] = self.end(name)
 
-    def signal(self, number):
+    def signal(self, name, number):
         try:
-            os.killpg(self.running.pid, number)
+            os.killpg(self.running[name].pid, number)
         except ProcessLookupError:
             pass
 
+    def wait(self):
+        for thread in self.threads:
+            thread.join()
+
     def give_up(self):
         self.given_up = True
-        if self.thread.is_alive():
-            self.signal(signal.SIGKILL)
+        for name in self.running:
+            if self.running[name].poll() is None:
+                self.signal(name, signal.SIGKILL)
+        for thread in self.threads:
+            thread.join(10)
 
 
 @pytest.fixture(scope="session")
 def experiments(pytestconfig):
-    found = pytestconfig.experiments
-    found.thread.join()
-    return found
+    pytestconfig.experiments.wait()
+    return pytestconfig.experiments
 
 
 def ended(experiments, name):
@@ -652,27 +669,35 @@ def test_the_questions_of_the_experiment_on_a_real_model(tmp_path):
                 write(b, [{**row, "tokens": [1], "response": "x", "finished": True}
                           for row in read(tmp_path / "data" / "rl.jsonl")[:5]])
             script("sums.py", *line.split()[2:])
-    short, long, b, foreign = (read(tmp_path / "data" / f"{name}.jsonl")
-                               for name in ("short", "long", "b", "foreign"))
-    for rows, others in ((short, long), (b, foreign)):
+    both, long, b, foreign = (read(tmp_path / "data" / f"{name}.jsonl")
+                              for name in ("both", "long", "b", "foreign"))
+    for rows, others in ((both, long), (b, foreign)):
         assert [row["id"] for row in rows] == [row["id"] for row in others]
         assert all("tokens" not in row and reward(row, row["response"], True) for row in others)
-    questions = [row["question"] for name in ("test", "rl", "short")
+    for rows, styles in ((both, {"equation": 6, "steps": 2}), (long, {"steps": 8}),
+                         (foreign, {"equation": 5})):
+        assert collections.Counter(map(verify.style, rows)) == styles
+    questions = [row["question"] for name in ("test", "rl", "both")
                  for row in read(tmp_path / "data" / f"{name}.jsonl")]
     assert len(set(questions)) == len(questions) == 200 + 640 + 8
 
 
 def test_sums_are_right_in_every_style():
-    """Each step of an answer, taken by itself."""
+    """Each line of an answer, taken by itself; and a question tells all the numbers."""
+    makes = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
     rng = random.Random(1)
     for row in (sums.draw(rng) for _ in range(400)):
-        assert all(str(n) in row["question"] for n in row["numbers"][::2])
-        for cot in ("equation", "steps"):
+        assert re.findall(r"\d+", row["question"]) == list(map(str, row["numbers"]))
+        for cot, count in (("equation", 1), ("steps", 2)):
             text = sums.answer(row, cot)
             assert reward(row, text, True) == 1 and "\n" not in text
-            for a, operation, b, c in re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", text):
-                assert {"+": int(a) + int(b), "-": int(a) - int(b), "*": int(a) * int(b)}[
-                    operation] == int(c)
+            lines = re.findall(r"(\d+)((?: [-+*] \d+)+) = (\d+)", text)
+            assert len(lines) == count and int(lines[-1][2]) > 0
+            for left, others, right in lines:
+                value = int(left)
+                for sign, number in re.findall(r"([-+*]) (\d+)", others):  # "*" only comes first
+                    value = makes[sign](value, int(number))
+                assert value == int(right)
 
 
 def test_mixtures_are_pretrained_at_every_width(experiments):
@@ -721,6 +746,10 @@ def test_echo_chamber_reports_what_was_answered(experiments):
             assert abs(sum(chances) / len(chances) - float(row[f"pass@{k}"])) < 1e-4
         for style, share in style_shares(answers).items():
             assert abs(share - float(row[f"share_{style}"])) < 1e-4
+    for algorithm, run in ("ppo", "ppo-kl1e-2-1"), ("expert", "expert-kl0-1"):
+        [far] = read(echo / "base-0" / run / "drift.jsonl")
+        *_, last = (row for row in rows if row["algorithm"] == algorithm)
+        assert abs(float(last["kl_per_answer"]) - far["k1_per_answer"]) < 1e-4
     assert not list(echo.glob("base-0/**/eval/*.jsonl"))
     curves = table(echo / "curves.csv")
     for row in curves:      # Expert Iteration's are counted anew from what was sampled

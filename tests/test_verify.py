@@ -830,6 +830,9 @@ def test_styles_and_how_often_they_are_right():
                        ("def answer():\n    return 2\n\\boxed{2}", "code"),
                        ("Look:\n```python\nx = 2\n```\n\\boxed{2}", "code"), ("", "prose")):
         assert verify.style(rollout(response=text)) == name, text
+    for text, name in (("2 + 3 = 5. \\boxed{5}", "equation"), ("2 + 3", "prose"),
+                       ("2 + 3 = 5. 5 + 0 = 5. \\boxed{5}", "steps")):
+        assert verify.style(rollout(response=text, numbers=[2, "+", 3])) == name, text
     for text in ("\n" * 10**6, " \n" * 10**6, " " * 10**6):      # linear, or this takes an hour
         assert verify.style(rollout(response=text)) == "prose"
 
