@@ -11,9 +11,10 @@
 
 tiny starts from assets/tiny_base (see pretrain.py) and trains on puzzles of 3 people that it never
 saw. sums does the same with a real language model, small enough for a CPU: sums and word problems
-in English, which it is seldom right at when it is asked for a box. kk is the paper's with Knights & Knaves: 3 to 7 people to train on, 4 to 8 to test, 2 and 3 for
-SFT. math is the paper's with MATH, in PRM800K's split (GSM8K's files will do as well): SFT is on
-900 of the training problems with their own solutions, GRPO on the others.
+of two steps, in English. It never writes a box, so GRPO starts from SFT on answers of which one in
+four goes step by step. kk is the paper's with Knights & Knaves: 3 to 7 people to train on, 4 to 8
+to test, 2 and 3 for SFT. math is the paper's with MATH, in PRM800K's split (GSM8K's files will do
+as well): SFT is on 900 of the training problems with their own solutions, GRPO on the others.
 """
 import os
 import subprocess
@@ -201,7 +202,8 @@ class Lab(Plan):
         self.sets, self.aside, self.learners = ("both",), ("long",), ("both",)
         self.asked = self.policy = "both"
         self.raw, self.measured_at = "", f"{self.out}/sft_both/model"
-        self.sft = "--lr 2e-5 --batch 8 --epochs 4 --max-length 256 --keep 1"
+        self.keep = min(self.keep, settings.examples // 2)      # all sets are as large
+        self.sft = "--lr 2e-5 --batch 8 --epochs 3 --max-length 256 --keep 1"
         self.grpo = (f"--steps {self.steps} --prompts {settings.prompts} --group 8 --temperature 1"
                      " --lr 2e-5 --warmup 4 --norm token --max-prompt-tokens 160"
                      " --max-new-tokens 48 --kl-every 10 --keep 1")
