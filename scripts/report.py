@@ -125,6 +125,8 @@ def write(out: str, lines: list[str], figure, **tables) -> None:
 # ---- what a run left behind ------------------------------------------------------------------
 def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
     """Every model in every way it was measured, every step of GRPO, the levels GRPO trained on."""
+    if not os.path.isdir(run):
+        raise ValueError(f"{run}: no such directory")
     effects = {row["data"]: dict(zip(EFFECTS, (row["effect"], row["standard_error"],
                                                row["per_token"], row.get("cosine", ""))))
                for row in (read_json(f"{run}/effect/summary.json") or {"data": []})["data"]}

@@ -172,6 +172,8 @@ def main(settings: Settings) -> None:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise OSError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:                                      # from mmap
+        raise ValueError(f"{path}: is empty") from None
     try:
         facts, weights = read_gguf(data)
         sizes = {name.removeprefix("llama."): value for name, value in facts.items()}

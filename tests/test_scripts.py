@@ -798,6 +798,7 @@ def test_expert_iteration_goes_round(experiments):
     ("expert_iteration.py --base assets/tiny_base", "--data"),
     ("expert_iteration.py --base assets/tiny_base --data x --tune first", "one of last, base"),
     ("selection.py nowhere", "nowhere: no finished run"),
+    ("report.py --runs nowhere --out x", "nowhere: no such directory"),
     ("echo_chamber.py --at 9 --steps 8", "at = 9: there are 8 steps"),
     ("echo_chamber.py --samples 1", "samples = 1: at least 2"),
     ("echo_chamber.py --rounds 7", "rounds = 7: must share out"),

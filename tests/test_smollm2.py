@@ -127,6 +127,7 @@ def test_a_gguf_file_becomes_a_model_directory(tmp_path, small):
 
 
 @pytest.mark.parametrize("change, words", [
+    (lambda content: b"", "is empty"),
     (lambda content: b"GGML" + content[4:], "not a GGUF file"),
     (lambda content: content[:900], "not a GGUF file of SmolLM2"),
     (lambda content: content[:-9000], "not a GGUF file of SmolLM2|buffer"),
