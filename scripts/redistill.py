@@ -40,7 +40,7 @@ class Settings(Experiment):
     #                             its end, answers are taken to fine-tune on
     quick: bool = False         # tiny: fewer steps and puzzles
     # ---- tiny and sums
-    steps: int = limits(30, at_least=1)             # of GRPO
+    steps: int = limits(30, at_least=1)             # of GRPO; sums: two thirds as many
     prompts: int = limits(16, at_least=1)           # problems in each
     examples: int = limits(256, at_least=1, at_most=1000)       # in each SFT set; sums: half as many
     keep: int = limits(150, at_least=1)             # at most, in a set of the policy's own answers
@@ -202,6 +202,7 @@ class Lab(Plan):
         self.sets, self.aside, self.learners = ("both",), ("long",), ("both",)
         self.asked = self.policy = "both"
         self.raw, self.measured_at = "", f"{self.out}/sft_both/model"
+        self.trace, self.steps = [], max(1, self.steps * 2 // 3)    # It takes an hour as it is.
         self.keep = min(self.keep, settings.examples // 2)      # all sets are as large
         self.sft = "--lr 2e-5 --batch 8 --epochs 3 --max-length 256 --keep 1"
         self.grpo = (f"--steps {self.steps} --prompts {settings.prompts} --group 8 --temperature 1"
@@ -210,7 +211,7 @@ class Lab(Plan):
         self.again = {"b": f"{self.grpo} --steps {(self.steps + 1) // 2} --lr 1e-5"}
         self.sampled = "--temperature 1 --max-new-tokens 64"
         self.greedy = "--temperature 0 --max-new-tokens 64"
-        self.effect = ("--limit 64 --group 8 --max-new-tokens 48 --max-length 256 --no-halves"
+        self.effect = ("--limit 32 --group 8 --max-new-tokens 48 --max-length 256 --no-halves"
                        " --cosines 8")
         self.other = "scripts/sums.py --cot equation"
         made = []
@@ -305,7 +306,7 @@ def main(settings: Settings) -> None:
     of_labs = "steps", "prompts", "examples", "keep"
     of_papers = "train", "test", "long", "foreign", "instruct"
     for name in {"tiny": (*of_papers, "smoke"),
-                 "sums": (*of_papers, "smoke", "quick", "test_puzzles")}.get(
+                 "sums": (*of_papers, "smoke", "quick", "test_puzzles", "trace")}.get(
                      task, (*of_labs, "quick", "test_puzzles")):
         if getattr(settings, name) != getattr(Settings(), name):
             raise ValueError(f"{name} is not a setting of {task}")
