@@ -20,7 +20,8 @@ from verify import read_rollouts, rows_of, score
 
 WORDS = {       # for a model, in the order of the report
     "base": "the base", "sft_both": "SFT on both styles", "sft_short": "SFT on short chains",
-    "sft_long": "SFT on long chains", "rl_both": "GRPO from SFT on both styles", "rl_base": "GRPO from the base", "rl_short": "GRPO from SFT on short chains",
+    "sft_long": "SFT on long chains", "rl_base": "GRPO from the base",
+    "rl_both": "GRPO from SFT on both styles", "rl_short": "GRPO from SFT on short chains",
     "rl_long": "GRPO from SFT on long chains", "sft_a": "re-distilled (greedy answers)",
     "sft_b": "re-distilled (answers of the last steps)",
     "sft_foreign": "SFT on the same problems, other answers", "sft_at": "SFT on answers of {steps}",
