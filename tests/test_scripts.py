@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+import numpy
 import pytest
 from helpers import QWEN_1_5B, ROOT, read, write
 
@@ -543,6 +544,10 @@ def test_the_lab_reports_what_it_did(experiments):
                         ("rl_base", "GRPO from the base")):
         assert f"| {words} | {far[name]['kl_per_token']:.3f} |" in report
     rows = table(lab / "models.csv")
+    assert {row["model"] for row in rows if row["k1_per_answer"]} == {*far}
+    for row in rows:
+        if row["model"] in far:
+            assert abs(float(row["k1_per_answer"]) - far[row["model"]]["k1_per_answer"]) < 1e-4
     models = {row["model"] for row in rows}
     assert models == {"base", "sft_short", "sft_long", "rl_base", "rl_short", "rl_long", "sft_a",
                       "sft_b", "sft_foreign", "sft_at_0", "sft_wrong", "sft_guess", "rl_b"}
@@ -578,6 +583,35 @@ def test_an_unfinished_lab_is_reported_as_far_as_it_is(experiments, tmp_path):
     shutil.rmtree(lab / "rl_base" / "model")
     assert "rl_base must be made and evaluated" in script("report.py", "--runs", lab, "--out", lab,
                                                           code=2)
+
+
+@pytest.mark.extras
+def test_the_figure_shows_the_numbers():
+    """Two runs of three models, by hand: a point for each run, in the right place."""
+    pytest.importorskip("matplotlib")
+    import report
+    about = {"base": ("", ""), "sft_b": ("SFT", "base"), "rl_base": ("GRPO", "base")}
+    numbers = {"base": (0.1, "", ""), "sft_b": (0.6, 0.5, 2.0), "rl_base": (0.7, "", 4.0)}
+    runs = []
+    for i, run in enumerate(("one", "two")):
+        rows = [{"run": run, "model": name, "words": name, "made_with": about[name][0],
+                 "from": about[name][1], "decoding": "sampled", "level": "3", "n": 10, "chance": "",
+                 "accuracy": right + 0.1 * i, "low": right, "high": right, "effect_cosine": cosine,
+                 "k1_per_answer": kl} for name, (right, cosine, kl) in numbers.items()]
+        curves = [{"run": run, "start": "base", "step": step, "reward": 0.2 * step + 0.1 * i,
+                   "share_worked": 0.1 * step, "share_guess": 1 - 0.1 * step} for step in (1, 2, 3)]
+        runs.append((rows, curves, {"3"}))
+    figure = report.draw(runs, "rl_base")
+    curve, bars, styles, effect, kl = figure.axes[:5]
+    assert list(curve.lines[0].get_ydata()) == pytest.approx([0.25, 0.35, 0.45])    # running means
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx([0.15, 0.65, 0.75])
+    worked = next(line for line in styles.lines if line.get_label() == "worked")
+    assert list(worked.get_ydata()) == pytest.approx([0.1, 0.2, 0.3])
+    [points] = effect.collections
+    assert numpy.allclose(points.get_offsets(), [[0.5, 0.5]] * 2)
+    assert [one.get_label() for one in kl.collections] == ["sft_b", "rl_base"]
+    for one, (x, y) in zip(kl.collections, ((2.0, 0.5), (4.0, 0.6))):
+        assert numpy.allclose(one.get_offsets(), [[x, y]] * 2)
 
 
 def test_a_first_look_shows_what_the_files_hold(experiments):
