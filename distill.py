@@ -10,7 +10,8 @@ update are those of grpo.py. What differs is the advantage of a token:
     d_t = log p_teacher(o_t) - log p_student(o_t)      a token that the teacher likes better counts
     A_t = d_t + discount * A_{t+1}                                                  `ppo.gae`
 
-The mean of -d_t over the student's own answers is the reverse KL, KL(student, teacher). With
+The sum of -d_t over an answer, in the mean over the student's own answers, is the reverse KL,
+KL(student, teacher). (`teacher_kl` in the metrics is the mean for a token.) With
 discount = 1 the expected gradient is that of this KL for whole answers. With discount = 0 (the
 default) a token answers for itself alone: at every place that the student's answers reach, the KL
 of the next token is made smaller, and the noise of what comes later is left out. The reward is

@@ -9,9 +9,9 @@ right, else 0. An answer above the mean of its group becomes more likely, one be
     ratio = p_new(token) / p_old(token)
     loss  = - mean over tokens of  min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A)  `grpo_loss`
 
-With one update per batch of answers (the default) the new weights are the old ones when the loss is
-computed, so the ratio is exactly 1. The loss is then - mean of A, near 0, and says nothing: watch the
-reward. Its gradient, - mean of A * grad log p, is that of SFT on the answers, each weighted by A.
+With one update per batch of answers (the default) the new weights are the old ones when the loss
+is computed, so the ratio is exactly 1. The loss is then - mean of A, near 0: watch the reward. Its
+gradient, - mean of A * grad log p, is that of SFT on the answers, each weighted by A.
 
 What an answer is called on its way (`response` in a name is the answer without the prompt):
 
@@ -157,7 +157,7 @@ class Minibatch:
             old = padded([self.old[i] for i in indices], new)
         if self.reference:
             reference = padded([self.reference[i] for i in indices], new)
-        if settings.correct:    # The sampler drew too few of a token: each one counts for more.
+        if settings.correct:    # Weigh a token by p_trainer / p_sampler: both differ by rounding.
             A = A * (old - sampled).exp().clamp(max=settings.correct)
         self.observe(new.detach(), old, reference, A, sampled, mask)
         return grpo_loss(new, old, A, mask, settings.clip, settings.norm, self.denominator,

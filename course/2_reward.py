@@ -84,6 +84,10 @@ print(f"{right(rollouts):.0%} of the answers are right.")
 show_styles(rollouts)
 
 # %% [markdown]
+# A `guess` is an answer that is nothing but its box. A `worked` answer reasons line by line before
+# the box. `table` and `search` are two other ways to reason (lesson 6 shows them), a `mixed` answer
+# has lines of several ways, and `other` fits none.
+#
 # ## Be the hacker
 #
 # Here is a weak rule: "the right answer stands somewhere in the response". It looks harmless. On
@@ -155,12 +159,14 @@ show_styles(after)
 
 # %% [markdown]
 # The model did what the rule asked for. A guess is always short, so it always gets its half
-# point, and now and then it is right by luck. An answer with reasons is long. So reasoning died
-# out, and with it the only answers that were mostly right.
+# point, and now and then it is right by luck: 0.56 on average. An answer with reasons is long: it
+# gets at most 0.5. This small difference was enough. What the rule gives hardly changed, and jumps
+# a little, because each step has other puzzles. But reasoning died out, and with it the only
+# answers that were mostly right.
 #
 # ## To think about
 #
-# Some people would mend the rule: 0.9 for right, 0.1 for short. Below which weight does the trick
-# no longer pay? (Take from the table above how often each style is right, and compute what the
-# rule pays for each style on average.) And if you cannot compute it: how would you notice, during
-# training, that a rule is being hacked?
+# Some people would mend the rule: 0.9 for right, 0.1 for short. From which weight for *right* on
+# does the trick no longer pay? (Take from the table above how often each style is right, and
+# compute what the rule pays for each style on average.) And if you cannot compute it: how would
+# you notice, during training, that a rule is being hacked?

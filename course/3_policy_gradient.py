@@ -28,7 +28,7 @@ def tiny(seed=1):
 
 letters = torch.cartesian_prod(*[torch.arange(3)] * 3)                       # [27, 3]
 texts = ["".join("abc"[i] for i in row) for row in letters]
-tokens = torch.cat([torch.zeros(27, 1, dtype=torch.int64), letters], dim=1)  # each begins with an a
+tokens = torch.cat([torch.zeros(27, 1, dtype=torch.int64), letters], dim=1)  # token 0: a prompt
 rewards = torch.tensor([float(text[0] != text[1] != text[2]) for text in texts])
 
 
@@ -133,7 +133,8 @@ above_the_others = check(
     above_the_others,
     ((torch.tensor([1.0, 0.0]),), [1.0, -1.0],
      "The only other answer has 0, so 1 - 0. If you subtract the mean of all, the answer is"
-     " compared with itself, too, and you get 0.5."),
+     " compared with itself, too, and you get 0.5. The sum of the others is divided by n - 1, not"
+     " by n."),
     ((torch.tensor([1.0, 0.0, 0.0, 0.0]),), [1.0, -0.3333, -0.3333, -0.3333],
      "The three others of the first have 0 on average; those of the second 1/3. Divide by n - 1."))
 
@@ -143,8 +144,9 @@ above_the_others = check(
 # ## How noisy is it?
 #
 # We draw 8 answers, estimate the gradient, and do this 2,000 times. How far from the exact
-# gradient (of length 1) is one estimate, as a squared distance, and how far is the mean of all?
-# If estimates are right on average, the mean has about 1/2,000 of the noise.
+# gradient is one estimate, and how far is the mean of all? Distances are squared, and divided by
+# the squared length of the exact gradient. If estimates are right on average, the mean has about
+# 1/2,000 of the noise, give or take a factor of two.
 #
 # A second rule gives 10 to every answer, and 11 to those that we like. To a person nothing has
 # changed. To an estimate without a baseline it is a disaster.

@@ -152,7 +152,7 @@ print(f"\nAnswers used: GRPO {12 * 128:,}, re-distillation {len(own)} of {len(sa
 # %% [markdown]
 # ## To think about
 #
-# Re-distillation needs the policy, and the policy needed GRPO. So what is it good for? (The
-# paper: a small set of 150 texts can be looked at, mixed with sets for other skills, and used on
-# another copy of the base.) And what does it say about what GRPO had learned, if 150 answers are
+# Re-distillation needs the policy, and the policy needed GRPO. So what is it good for? (For
+# example: 150 texts can be read, mixed with sets for other skills, and used on another copy of the
+# base.) And what does it say about what GRPO had learned, if 150 answers are
 # enough to pass it on?

@@ -5,7 +5,7 @@
 # know *beforehand* which data will help, without training on it? The *sample effect* is a number
 # for that.
 #
-# You will see five sets of 64 answers. You guess which helps. Then the effect of each is computed
+# You will see five sets of 64 answers. You say which will help. Then the effect of each is computed
 # at the base, before any training. Then we train on each, and compare.
 
 # %% Setup
@@ -32,11 +32,13 @@ for name, examples in sets.items():
     print(f"--- {name}\n{examples[0]['response']}")
 
 # %% [markdown]
-# **Your guess.** The base guesses three times in four. Trained on which set will it be right most
-# often? On which least? Write the names in your order, the best first.
+# **What do you expect?** The set `guess` has right answers without any reason. Trained on which set
+# will the base be right most often? On which least? Write the names in your order, the best first.
 
 # %%
-guess = []              # GUESS: for example ["table", "guess", "search", "wrong", "worked"]
+my_order = []           # YOURS: for example ["table", "guess", "search", "wrong", "worked"]
+if my_order and sorted(my_order) != sorted(sets):
+    print(f"    This is not an order of the five sets {', '.join(sets)}: {', '.join(my_order)}")
 
 # %% [markdown]
 # ## The idea
@@ -166,8 +168,8 @@ def pairs_in_order(first_to_last):
 
 said = sorted(effect, key=effect.get, reverse=True)
 print("The effect puts {} of {} pairs of sets in the right order.".format(*pairs_in_order(said)))
-if sorted(guess) == sorted(sets):
-    print("Your guess: {} of {}.".format(*pairs_in_order(guess)))
+if sorted(my_order) == sorted(sets):
+    print("Your order: {} of {}.".format(*pairs_in_order(my_order)))
 
 # %% [markdown]
 # ## To think about

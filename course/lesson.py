@@ -194,7 +194,9 @@ def check(function, *cases):
     faults = [fault_of(function, *case) for case in cases]
     said = next(filter(None, faults), f"right, in all {len(cases)} cases.")
     if all("returns nothing" in (fault or "") for fault in faults):
-        said = "not done yet. The lesson goes on without it."
+        said = "not done yet. The lesson goes on with the solution."
+    elif any(faults):
+        said += " Until then the lesson uses the solution."
     verdicts[name] = said
     print(f"    [{' ' if any(faults) else 'x'}] {name}: {said}")
     return solution(name) if any(faults) else function

@@ -306,7 +306,7 @@ def report(runs: list[tuple], policy: str, missing: list[str], drawn: bool) -> l
     rows = [row for run in runs for row in run[0]]
     names = list(dict.fromkeys(row["model"] for row in rows))
     ways = list(dict.fromkeys((row["decoding"], row["level"]) for row in pick(rows, model="base")
-                              if row["level"] != "all"))
+                              if row["level"] != "all" or row["task"] != "kk"))
     first, hows = ways[0][0], list(dict.fromkeys(how for how, _ in ways))
     written = [style for style in STYLE_COLOURS if any(f"share_{style}" in row for row in rows)]
     table = [model_line(pick(rows, model=name), ways) for name in names]
