@@ -52,7 +52,7 @@ COTS = ("none", "equation", "steps", "mixed")
 @dataclass(kw_only=True)
 class Settings:
     out: str                                    # the JSONL file to write
-    num: int = limits(0, at_least=0)            # make so many new questions
+    num: int = limits(0, at_least=0, at_most=100_000)       # make so many new questions
     source: str = ""                            # or take those of this file, which we made
     cot: str = limits("none", one_of=COTS)      # how `response` is written
     template: str = limits("chat", one_of=TEMPLATES)        # of the prompts
