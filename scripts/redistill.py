@@ -11,8 +11,8 @@
 
 tiny starts from assets/tiny_base (see pretrain.py) and trains on puzzles of 3 people that it never
 saw. sums does the same with a real language model, small enough for a CPU: sums and word problems
-of two steps, in English. It never writes a box, so GRPO starts from SFT on answers of which one in
-four goes step by step. kk is the paper's with Knights & Knaves: 3 to 7 people to train on, 4 to 8
+of two steps, in English. It hardly ever writes a box, so GRPO starts from SFT on answers of which one
+in four goes step by step. kk is the paper's with Knights & Knaves: 3 to 7 people to train on, 4 to 8
 to test, 2 and 3 for SFT. math is the paper's with MATH, in PRM800K's split (GSM8K's files will do
 as well): SFT is on 900 of the training problems with their own solutions, GRPO on the others.
 """
@@ -194,7 +194,7 @@ class Lab(Plan):
                     --cot {style} --out {self.data}/{name}.jsonl""")
 
     def sums(self) -> None:
-        """A real model, which writes no box before SFT: so GRPO, and effects, start from there.
+        """A real model, which hardly ever writes a box: so GRPO, and effects, start from there.
 
         SFT is on two styles of answers, mostly on the one that the model is worse at.
         """
