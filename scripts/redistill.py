@@ -11,10 +11,11 @@
 
 tiny starts from assets/tiny_base (see pretrain.py) and trains on puzzles of 3 people that it never
 saw. sums does the same with a real language model, small enough for a CPU: sums and word problems
-of two steps, in English. It hardly ever writes a box, so GRPO starts from SFT on answers of which one
-in four goes step by step. kk is the paper's with Knights & Knaves: 3 to 7 people to train on, 4 to 8
-to test, 2 and 3 for SFT. math is the paper's with MATH, in PRM800K's split (GSM8K's files will do
-as well): SFT is on 900 of the training problems with their own solutions, GRPO on the others.
+of two steps, in English. It hardly ever writes a box, so GRPO starts from SFT, on answers of which
+one in four goes step by step. kk is the paper's with Knights & Knaves: 3 to 7 people to train on,
+4 to 8 to test, 2 and 3 for SFT. math is the paper's with MATH, in PRM800K's split (GSM8K's files
+will do as well): SFT is on 900 of the training problems with their own solutions, GRPO on the
+others.
 """
 import os
 import subprocess
