@@ -15,7 +15,8 @@ KL(student, teacher). (`teacher_kl` in the metrics is the mean for a token.) Wit
 discount = 1 the expected gradient is that of this KL for whole answers. With discount = 0 (the
 default) a token answers for itself alone: at every place that the student's answers reach, the KL
 of the next token is made smaller, and the noise of what comes later is left out. The reward is
-logged, and teaches nothing: where no answer is known, any text will do as `gold`.
+logged, and teaches nothing: where the answer to a problem of task math is not known, any text will
+do as `gold`.
 
 Several teachers make one student of several goals: --teacher kk=runs/a/model math=runs/b/model. A
 name is a task of the problems or a level (3=DIR 4=DIR: puzzles of 3 and of 4 people).

@@ -157,7 +157,7 @@ class Minibatch:
             old = padded([self.old[i] for i in indices], new)
         if self.reference:
             reference = padded([self.reference[i] for i in indices], new)
-        if settings.correct:    # Weigh a token by p_trainer / p_sampler: both differ by rounding.
+        if settings.correct:    # The sampler drew from probabilities not quite the trainer's.
             A = A * (old - sampled).exp().clamp(max=settings.correct)
         self.observe(new.detach(), old, reference, A, sampled, mask)
         return grpo_loss(new, old, A, mask, settings.clip, settings.norm, self.denominator,

@@ -191,7 +191,7 @@ def style(rollout: dict) -> str:
     """How an answer is written. K&K: one of kk_gen.STYLES, mixed or other."""
     if rollout["task"] == "kk":
         return style_of(rollout["response"])
-    if "numbers" in rollout:                    # a question of scripts/sums.py
+    if "operations" in rollout:                 # a question of scripts/sums.py
         return {0: "prose", 1: "equation"}.get(rollout["response"].count("="), "steps")
     if re.search(r"^[ \t]*(?:```|def \w+\()|<llm-code>", rollout["response"], re.MULTILINE):
         return "code"

@@ -204,7 +204,7 @@ class Lab(Plan):
         self.asked = self.policy = "both"
         self.raw, self.measured_at = "", f"{self.out}/sft_both/model"
         self.trace, self.steps = [], max(1, self.steps * 2 // 3)    # It takes an hour as it is.
-        self.keep = min(self.keep, settings.examples // 2)      # all sets are as large
+        self.keep = min(self.keep, settings.examples // 2)      # no set is larger than SFT's
         self.sft = "--lr 2e-5 --batch 8 --epochs 3 --max-length 256 --keep 1"
         self.grpo = (f"--steps {self.steps} --prompts {settings.prompts} --group 8 --temperature 1"
                      " --lr 2e-5 --warmup 4 --norm token --max-prompt-tokens 160"

@@ -293,8 +293,8 @@ def distance_table(rows: list[dict]) -> list[str]:
     table = []
     for name in dict.fromkeys(row["model"] for row in rows):
         of = pick(rows, model=name)
-        table.append([of[0]["words"], *(spread([row[what] for row in of if row[what] != ""], form)
-                                        or "-" for what, form in zip(FAR, (".3f", ".2f", "+.3f")))])
+        table.append([of[0]["words"], *(spread([row[what] for row in of], form)
+                                        for what, form in zip(FAR, (".3f", ".2f", "+.3f")))])
     return ["", "Distance to the base, on each model's own sampled answers: KL(model, base) by k3 for a"
             " token, and by k1 for an answer. What is forgotten: how the mean log-prob of a token of"
             " other texts has changed.", "", *markdown(

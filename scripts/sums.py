@@ -60,9 +60,9 @@ class Settings:
     seed: int = limits(0, at_least=0)
 
 
-def halfway(a: int, operations: str, b: int) -> int:
+def halfway(a: int, operation: str, b: int) -> int:
     """What the first two numbers make."""
-    return a * b if operations[0] == "*" else a + b
+    return a * b if operation == "*" else a + b
 
 
 def draw(rng) -> dict:
@@ -72,7 +72,7 @@ def draw(rng) -> dict:
         a, b = rng.randint(2, 9), rng.randint(2, 12)
     else:
         a, b = rng.randint(5, 40), rng.randint(5, 40)
-    half = halfway(a, operations, b)
+    half = halfway(a, operations[0], b)
     c = rng.randint(2, min(20, half - 1))
     gold = half + c if operations[1] == "+" else half - c
     first, second = map(WORDS.get, operations) if rng.random() < 0.5 else operations

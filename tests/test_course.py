@@ -114,12 +114,13 @@ WRONG = [
     (3, "def objective(logp, r, b): return (logp * r).mean()", "Subtract the baseline"),
     (3, "def objective(logp, r, b): return ((r - b) * logp).sum()", "the mean over the answers"),
     (3, "def above_the_others(r): return r - r.mean()", "compared with itself"),
-    (3, "def above_the_others(r): return r - (r.sum() - r) / len(r)", "The only other answer"),
+    (3, "def above_the_others(r): return r - (r.sum() - r) / len(r)", "by n - 1, not by n"),
     (4, "def group_advantages(r): return (r - r.mean()) / (r.std() + 1e-6)", "a group of its own"),
     (4, "def group_advantages(r): return r - r.mean(-1, keepdim=True)", "torch's std is 0.5"),
     (4, "def group_advantages(r): return (r - r.mean(-1)) / (r.std(-1) + 1e-6)", "of its own"),
     (4, "def teaching(r): return float(r.any(-1).float().mean())", "All right teaches as little"),
     (4, "def teaching(r): return float(r.mean())", "a right and a wrong answer"),
+    (4, "def teaching(r): return int((r.any(-1) & ~r.all(-1)).sum())", "Divide by the number"),
     (4, "def gain(ratio, A, clip): return ratio.clamp(1 - clip, 1 + clip) * A", "hidden"),
     (4, "def gain(ratio, A, clip): return ratio * A", "factor of 1.2"),
     (5, "def keep_correct(rows): return [one for one in rows if one['reward']]", "comes twice"),
@@ -147,6 +148,7 @@ def test_a_wrong_answer_is_told_why(course, number, answer, why):
     [name] = functions(answer)
     said = verdicts(course, filled(read(LESSONS[number - 1]), answer))[name]
     assert not said.startswith(("right", "not done")) and re.search(why, said), said
+    assert said.endswith("Until then the lesson uses the solution.")
 
 
 def test_every_exercise_has_two_wrong_answers():

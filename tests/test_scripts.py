@@ -670,7 +670,9 @@ def test_quarters_chosen_by_effect_are_compared_with_as_many(experiments):
 @pytest.mark.parametrize("name", ("kk", "math"))
 def test_the_papers_experiments_run_at_toy_size(experiments, name):
     folder, _ = ended(experiments, name)
-    assert "re-distilled (answers of the last steps)" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "re-distilled (answers of the last steps)" in report
+    assert ("level: all, greedy" in report, "people: all" in report) == (name == "math", False)
     assert settings_of(folder / "sft_short")["lr"] == 1e-5             # the paper's, not the toy's
     short, val = (read(folder / "data" / f"{part}.jsonl") for part in ("short", "val"))
     assert (len(short), len(val)) == {"kk": (27, 3), "math": (12, 2)}[name]
@@ -689,7 +691,7 @@ def test_the_papers_experiments_run_at_toy_size(experiments, name):
         assert "/rl_long/" in settings_of(folder / "rl_long")["out"] + "/"
         for model in ("the instruct model", "GRPO from the instruct model",
                       "GRPO from re-distilled (greedy answers)"):
-            assert f"| {model} |" in (folder / "report.md").read_text()
+            assert f"| {model} |" in report
 
 
 def test_the_questions_of_the_experiment_on_a_real_model(tmp_path):

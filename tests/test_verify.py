@@ -832,7 +832,7 @@ def test_styles_and_how_often_they_are_right():
         assert verify.style(rollout(response=text)) == name, text
     for text, name in (("2 + 3 = 5. \\boxed{5}", "equation"), ("2 + 3", "prose"),
                        ("2 + 3 = 5. 5 + 0 = 5. \\boxed{5}", "steps")):
-        assert verify.style(rollout(response=text, numbers=[2, "+", 3])) == name, text
+        assert verify.style(rollout(response=text, operations="++")) == name, text
     for text in ("\n" * 10**6, " \n" * 10**6, " " * 10**6):      # linear, or this takes an hour
         assert verify.style(rollout(response=text)) == "prose"
 
