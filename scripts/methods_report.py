@@ -2,7 +2,7 @@
 
 Writes models.csv (every model), curves.csv (RL on chosen problems), figure.png where matplotlib is
 installed, and report.md. Several runs are shown with their mean and range. Of an unfinished run it
-shows what is there.
+shows what is there, and names what is not.
 """
 import os
 
@@ -102,6 +102,17 @@ def follows_kl(rows: list[dict]) -> float:
     return spearman([row["k1"] for row in ends], [row["lost"] for row in ends])
 
 
+def not_there(run: str, rows: list[dict], goal_rows: list[dict], curve_rows: list[dict]) -> list:
+    """What a run has not measured yet, in words."""
+    mine = [row for row in rows if row["run"] == run]
+    ends = {row["name"] for row in mine if row["last"] or row["name"] == "base"}
+    both = [row["name"] for row in goal_rows if row["run"] == run]
+    chosen = {row["choice"] for row in curve_rows if row["run"] == run}
+    return ([words for name, words in ONE_BASE.items() if name not in ends]
+            + [words for name, words in GOALS.items() if both.count(name) < 2]
+            + [f"RL on the {choice} quarter" for choice in CHOICES if choice not in chosen])
+
+
 # ---- tables ----------------------------------------------------------------------------------
 def of(rows: list[dict], column: str, form: str) -> str:
     return spread([row[column] for row in rows], form)
@@ -180,8 +191,11 @@ def report(runs: list[str], out: str) -> None:
     if not rows:
         raise ValueError(f"{' '.join(runs)}: no model of methods.py is measured there")
     by_run = [[row for row in rows if row["run"] == run] for run in runs]
-    lines = ["# Beside re-distillation", "", f"From {', '.join(runs)}; mean and range.", "",
-             *model_table(rows), "", "Rank correlation of k1 and what is lost, over the models at"
+    lines = ["# Beside re-distillation", "", f"From {', '.join(runs)}; mean and range.", ""]
+    for run in runs:
+        if missing := not_there(run, rows, goal_rows, curve_rows):
+            lines += [f"{run} is not finished. Not measured yet: {', '.join(missing)}.", ""]
+    lines += [*model_table(rows), "", "Rank correlation of k1 and what is lost, over the models at"
              f" the end of their training: {spread(list(map(follows_kl, by_run)), '.2f')}."]
     if goal_rows:
         lines += ["", "Two goals:", "", *goal_table(goal_rows)]
