@@ -4,6 +4,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 import grpo
 import model as M
+import warm
 from engine.batches import Sequence
 from engine.flags import parse
 from engine.processes import Ranks
@@ -19,6 +21,7 @@ from engine.processes import Ranks
 ROOT = os.path.dirname(os.path.abspath(M.__file__))
 GOLDEN = os.path.join(ROOT, "tests", "golden")
 ALONE = Ranks("cpu")
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 TINY = M.Config(vocab_size=50, hidden_size=24, intermediate_size=40, num_hidden_layers=2,
                 num_attention_heads=4, num_key_value_heads=2)
 QWEN_1_5B = M.Config(vocab_size=151936, hidden_size=1536, intermediate_size=8960,
@@ -148,9 +151,17 @@ def command(*flags, script="sft.py", ranks=0):
     return [sys.executable, *launch, os.path.join(ROOT, script), *map(str, flags)]
 
 
-def run(folder, *flags, **kwargs):
-    return subprocess.run(command(*flags, **kwargs), cwd=folder, capture_output=True, text=True,
-                          timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def run(folder, *flags, ranks=0, **kwargs):
+    if ranks:
+        return subprocess.run(command(*flags, ranks=ranks, **kwargs), cwd=folder, text=True,
+                              capture_output=True, timeout=300, env=ONE_THREAD)
+    with tempfile.TemporaryDirectory() as said:
+        files = [os.path.join(said, name) for name in ("out", "error")]
+        process = warm.start(command(*flags, **kwargs)[1:], folder, ONE_THREAD, *files)
+        process.join(300)
+        code = process.exitcode
+        process.kill()
+        return subprocess.CompletedProcess(flags, code, *(open(path).read() for path in files))
 
 
 def run_here(module, *flags):
@@ -187,16 +198,15 @@ def finish(folder, out, *flags, script="sft.py", kills=0, seed=0):
     """Run to the end, killed at random moments of its work on the way."""
     rng, flags = random.Random(seed), (*flags, "--out", out, "--resume")
     for _ in range(kills):
-        process = subprocess.Popen(command(*flags, script=script), cwd=folder,
-                                   stderr=subprocess.DEVNULL,
-                                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = warm.start(command(*flags, script=script)[1:], folder, ONE_THREAD,
+                             os.devnull, os.devnull)
         before, deadline = size_of_metrics(out), time.time() + 60
-        while (size_of_metrics(out) == before and process.poll() is None
+        while (size_of_metrics(out) == before and process.is_alive()
                and time.time() < deadline):
             time.sleep(0.01)
         time.sleep(rng.random() * 0.5)
         process.kill()
-        process.wait()
+        process.join()
     done = run(folder, *flags, script=script)
     assert done.returncode == 0, done.stderr
     return done
