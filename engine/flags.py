@@ -162,11 +162,11 @@ def command(work, *arguments) -> None:
     except (ValueError, OSError) as error:
         code, words = 2, str(error)
     except out_of_memory as error:
-        code, words = 2, (f"{str(error).split('. ')[0]}: see the README, \"Out of memory\"")
+        code, words = 2, (f"{str(error).split('. ')[0]}: see engine/README.md, \"Out of memory\"")
     except RuntimeError as error:               # How torch says it on a CPU.
         if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
             raise
-        code, words = 2, "out of memory: see the README, \"Out of memory\""
+        code, words = 2, "out of memory: see engine/README.md, \"Out of memory\""
     except FloatingPointError as error:
         code, words = 1, str(error)
     except (Stopped, KeyboardInterrupt) as error:

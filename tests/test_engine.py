@@ -88,7 +88,7 @@ def test_wrong_flags_are_one_line(argv, words, capsys):
 @pytest.mark.parametrize("error, code, words", [
     (ValueError("two\nlines"), 2, "two lines"), (OSError("no disk"), 2, "no disk"),
     (FloatingPointError("nan"), 1, "nan"), (KeyboardInterrupt(), 130, "stopped"),
-    (torch.OutOfMemoryError("tried 9 GB. Much more"), 2, "tried 9 GB: see the README")])
+    (torch.OutOfMemoryError("tried 9 GB. Much more"), 2, "tried 9 GB: see engine/README.md")])
 def test_whatever_ends_a_command_ends_it_in_one_line(error, code, words, capsys):
     def work():
         raise error
@@ -100,7 +100,7 @@ def test_whatever_ends_a_command_ends_it_in_one_line(error, code, words, capsys)
 def test_a_full_main_memory_is_one_line(capsys):
     with pytest.raises(SystemExit) as end:
         command(lambda: torch.empty(10**15))
-    assert end.value.code == 2 and "out of memory: see the README" in one_line(capsys)
+    assert end.value.code == 2 and "out of memory: see engine/README.md" in one_line(capsys)
 
 
 def test_nobody_reads_any_more_and_a_terminal_of_ascii():
