@@ -465,6 +465,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="small rows; see above")
     parser.add_argument("--out", default=os.path.join(ROOT, "results"), help="folder for --quick")
     parser.add_argument("--row", help="measure this one, in this process")
+    parser.error = lambda words: parser.exit(2, f"gpu.py: {words}\n")      # one line
     given = parser.parse_args()
     names = [given.row] if given.row else given.rows
     if unknown := set(names) - ROWS.keys():

@@ -83,6 +83,13 @@ def test_a_row_that_does_not_exist():
         assert done.stderr.startswith("no such row: nothing; there are tests, checks,")
 
 
+def test_a_wrong_flag_is_one_line(gpu, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--rows"])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.arguments()
+    assert capsys.readouterr() == ("", "gpu.py: unrecognized arguments: --rows\n")
+
+
 @pytest.mark.skipif(M.torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_it_ends_at_once():
     env = {name: value for name, value in os.environ.items() if name != "SMOKE"}
