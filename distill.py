@@ -82,8 +82,8 @@ class Distillation(GRPO):
         """The rollouts with an advantage for every token."""
         rollouts = [rollout for group in groups for rollout in group]
         sequences = [as_sequence(rollout) for rollout in rollouts]
-        # The trainer computes both, in batches of the same shape: in fp32 a teacher that is the
-        # student then gives exactly 0. The sampler's log-probs differ by rounding.
+        # The trainer computes both, with one teacher in batches of the same shape: in fp32 a teacher
+        # that is the student then gives exactly 0. The sampler's log-probs differ by rounding.
         student = self.gather(self.logprobs(self.policy, sequences))
         teacher = self.judge(rollouts, sequences)
         differences = [theirs - own for theirs, own in zip(teacher, student)]
@@ -122,10 +122,15 @@ def check(settings) -> None:
         if longest > context:
             raise ValueError(f"teacher = {path}: its context is {context}, and max_prompt_tokens +"
                              f" max_new_tokens = {longest}")
+    idle = {*teachers}
     for problem in read_problems(settings.data, settings.template):
+        idle.discard(teacher_of(problem, teachers))
         if teacher_of(problem, teachers) is None:
             raise ValueError(f"teacher = {' '.join(settings.teacher)}: none for problem"
                              f" {problem['id']}, task {problem['task']}, level {problem['level']}")
+    if idle:
+        raise ValueError(f"teacher = {' '.join(settings.teacher)}: no problem is for"
+                         f" {', '.join(sorted(idle))}")
 
 
 def train(settings, ranks, dtype) -> None:

@@ -158,7 +158,7 @@ def reward_gradient(model, problems: list[dict], tokenizer, settings) -> tuple[l
     halves = []
     for first in (0, 1):
         answers = [one for group in sequences[first::2] for one in group]
-        weights = A[first::2] / A[first::2].numel()
+        weights = A[first::2] / (A.numel() / 2)     # so G is the mean over an odd number, too
         halves.append(weighted_gradient(model, answers, weights.flatten().tolist(), settings,
                                         settings.temperature))
     # With G = (a + b) / 2: <a, a>, <b, b> and <a, b> give its length and the cosine of its halves.

@@ -98,7 +98,7 @@ def loss_denominator(norm: str, sequences: list[Sequence], max_new_tokens: int =
 
 def k3(new: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
     """With r = p_reference / p_new: r - 1 - log r. It is Schulman's estimate of KL(new, reference)
-    from tokens drawn from new, and never below 0."""
+    from tokens drawn from new, and never below 0 (but for rounding)."""
     log_r = (reference - new).masked_fill(~mask, 0.0)
     return log_r.exp() - 1 - log_r
 
@@ -166,7 +166,7 @@ class Minibatch:
     def observe(self, new, old, reference, A, sampled, mask) -> None:
         """Count the tokens and the clipped ones; sum the gap to the sampler and the KL."""
         ratio, clip = (new - old).exp(), self.settings.clip
-        clipped = torch.where(A > 0, ratio > 1 + clip, ratio < 1 - clip)
+        clipped = torch.where(A > 0, ratio > 1 + clip, (A < 0) & (ratio < 1 - clip))
         kl = mask.new_zeros(()) if reference is None else k3(new, reference, mask)
         self.statistics += torch.stack([x.double().sum() for x in (
             mask, clipped & mask, (old - sampled).abs(), kl)])

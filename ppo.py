@@ -8,12 +8,11 @@ value v_t predicts, from the tokens before t, the reward that the answer will ge
 a token is how much better the answer went on than v_t predicted (GAE, 1506.02438):
 
     d_t = r_t + gamma v_{t+1} - v_t         r_t is 0 before the last token, v is 0 after it
-    A_t = d_t + gamma lam A_{t+1}                                                     `gae`
+    A_t = d_t + gamma lam A_{t+1}           (an answer that was cut off has ended, too)   `gae`
 
 The policy's loss and the loop are those of grpo.py. After the policy, the critic learns the
 returns A_t + v_t (the reward itself if gamma = lam = 1). Its loss is the larger of two squared
-errors: the plain one, and one where v may move from its old value by `value_clip` only
-(`value_loss`).
+errors: of v as it is, and of v held within `value_clip` of its old value (`value_loss`).
 
 Defaults are those of Echo Chamber (2504.07912) where they are known: 64 prompts of 8, KL 1e-3,
 rates 1e-6 and 7e-6, lam 0.95. Not from it: the critic starts as the policy with an output of 0.
@@ -120,8 +119,8 @@ class PPO(GRPO):
             rewards[-1] = rollout["reward"]
             advantages.append(gae(rewards, v, settings.gamma, settings.lam))
         returns = [A + v for A, v in zip(advantages, values)]      # before whitening
-        if settings.whiten:
-            flat = torch.cat(advantages)
+        flat = torch.cat(advantages)
+        if settings.whiten and len(flat) > 1:
             advantages = [(A - flat.mean()) / (flat.std() + 1e-8) for A in advantages]
         answers = map(ValuedAnswer, sequences, advantages,
                       [torch.tensor(rollout["logprobs"]) for rollout in rollouts], values, returns)
@@ -134,21 +133,23 @@ class PPO(GRPO):
             sequences, self.ranks, self.settings))
 
     def update(self, groups: list[list[ValuedAnswer]], lr: float) -> dict:
-        return super().update(groups, lr) | self.learn(groups)
+        return self.learn(groups, super().update(groups, lr))
 
-    def learn(self, groups: list[list[ValuedAnswer]]) -> dict:
-        """As many updates of the critic as the policy had; how good its predictions were."""
+    def learn(self, groups: list[list[ValuedAnswer]], trained: dict) -> dict:
+        """As many updates of the critic as the policy had. Adds to the metrics of that one."""
         settings, losses = self.settings, []
         minibatches = [ValueMinibatch(answers, settings) for answers in self.split(groups)]
-        for _ in range(settings.passes):
-            for minibatch in minibatches:
-                losses.append(accumulate(self.critic, minibatch, self.ranks, settings))
-                self.critic_optimizer.update(settings.critic_lr, losses[-1])
+        for minibatch in minibatches * settings.passes:
+            losses.append(accumulate(self.critic, minibatch, self.ranks, settings))
+            self.critic_optimizer.update(settings.critic_lr, losses[-1])
+            trained["skipped"] += self.critic_optimizer.skipped > 0
+        # A critic that is no longer finite must end a run, as a policy does.
+        self.optimizer.skipped = max(self.optimizer.skipped, self.critic_optimizer.skipped)
         answers = [answer for group in groups for answer in group]
         returns = torch.cat([answer.returns for answer in answers])
         errors = torch.cat([answer.values for answer in answers]) - returns
         explained = float(1 - errors.var() / returns.var()) if returns.var() > 0 else 0.0
-        return {"value_loss": mean(losses), "value_explains": explained}
+        return trained | {"value_loss": mean(losses), "value_explains": explained}
 
 
 def train(settings, ranks, dtype) -> None:

@@ -423,10 +423,10 @@ def write_rollouts(model, tokenizer, sampling: dict, rollouts: RolloutFile):
 def main(settings):
     if (settings.prompt is None) == (settings.data is None):
         raise ValueError("give either --prompt or --data")
-    if settings.data and not settings.out:
-        raise ValueError("--data needs --out")
-    if settings.prompt == "":
-        raise ValueError("the prompt is empty")
+    if bool(settings.data) != bool(settings.out):
+        raise ValueError("--data and --out go together")
+    if settings.data and settings.chat:
+        raise ValueError("--chat is for --prompt; the problems of --data have --template")
     tokenizer = load_tokenizer(settings.model)
     device, dtype = fit_machine(settings, Config.load(settings.model))
     if settings.data:

@@ -163,7 +163,7 @@ def vote(rollout: dict) -> str | None:
 
 
 def summary(rollouts: list[dict]) -> dict:
-    """One row of the table, from scored rollouts of one task."""
+    """One row of the table, from scored rollouts."""
     problems = {}
     for rollout in rollouts:
         problems.setdefault(str([rollout.get("step"), rollout["id"]]), []).append(rollout)
@@ -174,12 +174,12 @@ def summary(rollouts: list[dict]) -> dict:
     row = {"problems": len(groups), "n": n, "accuracy": share, "low": low, "high": high,
            "cut_off": sum(not rollout["finished"] for rollout in rollouts) / n,
            "length": sum(len(rollout["tokens"]) for rollout in rollouts) / n}
-    same_answer = str.__eq__ if rollouts[0]["task"] == "kk" else math_equal
-    votes = [list(map(vote, group)) for group in problems.values()]
+    votes = [(list(map(vote, group)), str.__eq__ if group[0]["task"] == "kk" else math_equal)
+             for group in problems.values()]
     for k in [2**i for i in range(fewest.bit_length()) if fewest > 1]:  # 1, 2, 4 ... up to fewest
         chances = [pass_at_k(len(group), int(sum(group)), k) for group in groups]
         shares = []
-        for answers, rights in zip(votes, groups):           # every run of k samples, side by side
+        for (answers, same_answer), rights in zip(votes, groups):   # k samples at a time
             runs = [slice(i, i + k) for i in range(0, len(rights) - k + 1, k)]
             won = [majority(answers[run], rights[run], same_answer) for run in runs]
             shares.append(sum(won) / len(won))

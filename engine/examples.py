@@ -114,7 +114,9 @@ class Dataset:
     sequences: list[Sequence]
 
     def ids(self) -> list[str]:
-        return [str(row.get("id", i)) for i, row in enumerate(self.rows)]
+        """The name of each row's problem. Without an id it is the prompt, where there is one."""
+        return [str(row.get("id", row["prompt"] or f"{self.name}:{i}"))
+                for i, row in enumerate(self.rows)]
 
 
 def read_datasets(settings, tokenizer, config, tested: set) -> list[Dataset]:

@@ -230,11 +230,16 @@ def lock_directory(path: str) -> int:
     """Keep other processes out of a directory until this process ends. Returns what holds it."""
     os.makedirs(path, exist_ok=True)
     descriptor = os.open(path, os.O_RDONLY)
+    lock(descriptor, f"another process is running in {path}")
+    return descriptor
+
+
+def lock(descriptor: int, otherwise: str) -> None:
+    """Lock an open file or directory until it is closed; ValueError where another process has."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise ValueError(f"another process is running in {path}") from None
-    return descriptor
+        raise ValueError(otherwise) from None
 
 
 def _replace(new: str, path: str) -> None:
@@ -244,5 +249,5 @@ def _replace(new: str, path: str) -> None:
         return
     swap = getattr(ctypes.CDLL(None), "renameat2", None)            # Linux; 2: RENAME_EXCHANGE
     if swap is None or swap(-100, os.fsencode(new), -100, os.fsencode(path), 2) != 0:
-        os.rename(path, f"{path}.partial-old")      # A kill here leaves the old one, whole, under
-        os.rename(new, path)                        # that other name.
+        os.rename(path, f"{path}.partial-old")      # (A kill here would leave the old one under
+        os.rename(new, path)                        # that name. Linux has the swap, in one step.)

@@ -126,6 +126,9 @@ def parse(settings_class, description: str, positional: str = "", argv=None):
             groups[group].add_argument("--" + name.replace("_", "-"), dest=name, **flag)
     settings = settings_class(**vars(parser.parse_args(argv)))
     sys.excepthook = _end_quietly
+    for name, value in vars(settings).items():      # "$DIR", where this variable is not set
+        if value == "" != fields[name].default or isinstance(value, list) and "" in value:
+            stop(f"{name} is empty")
     try:
         check(settings)
     except ValueError as error:
@@ -150,7 +153,7 @@ def command(work, *arguments) -> None:
     """Call work(*arguments). Whatever ends it early ends in one line and an exit code."""
     code, words = 0, ""
     torch = sys.modules.get("torch")            # a command that does not need it has not imported it
-    out_of_memory = torch.OutOfMemoryError if torch else MemoryError
+    out_of_memory = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
     if hasattr(sys.stdout, "reconfigure"):      # A terminal that knows only ASCII shows \xb1 for ±.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

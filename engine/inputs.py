@@ -26,8 +26,10 @@ def digests(paths: list[str]) -> dict[str, str]:
 
 def check_same(now: dict[str, str], before: dict[str, str], result: str) -> None:
     """ValueError if an input is not what it was when the result was begun."""
-    for path, digest in now.items():
-        if digest != before.get(path):
+    for path in {**now, **before}:
+        if path not in now:
+            raise ValueError(f"{path} is gone since {result} was begun")
+        if now[path] != before.get(path):
             raise ValueError(f"{path} has changed since {result} was begun")
 
 

@@ -86,7 +86,7 @@ def rollout_plan(settings, config, dtype, prompt_tokens: int, room: float, proce
     wanted = wanted if on_gpu else min(wanted, CPU_SLOTS)
     beside = {"sampler's weights": 0 if dtype == torch.float32 else P * dtype.itemsize,
               "reference": P * dtype.itemsize if settings.kl else 0,
-              "critic": 16 * P if critic else 0}
+              "critic": (8 if settings.offload else 16) * P if critic else 0}
     train, recompute = choose_recompute(config, settings, dtype, longest, batch, room,
                                         sum(beside.values()) + min(wanted, ENOUGH) * slot, on_gpu)
     sample = {"weights": train["weights"], "AdamW": train["AdamW"], **beside,

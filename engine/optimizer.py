@@ -26,8 +26,9 @@ class AdamW:
         self.names, self.parameters = zip(*model.named_parameters())
         self.settings, self.skipped, self.weights = settings, 0, list(self.parameters)
         if settings.offload:                                # pinned memory makes copies fast
-            self.weights = [torch.empty(p.shape, dtype=p.dtype, pin_memory=p.is_cuda).copy_(
-                p.detach()) for p in self.parameters]
+            self.weights = [torch.empty(p.shape, dtype=p.dtype, pin_memory=p.is_cuda)
+                            for p in self.parameters]
+            self.copied = False         # until the first update: a checkpoint may be loaded first
             self.grads = [torch.empty_like(w, pin_memory=w.is_pinned()) for w in self.weights]
         self.state = {"step": [torch.zeros((), device=w.device) for w in self.weights],
                       "exp_avg": [torch.zeros_like(w) for w in self.weights],
@@ -48,6 +49,10 @@ class AdamW:
     def _step(self, lr: float, grads: list[Tensor]) -> None:
         settings = self.settings
         if settings.offload:
+            if not self.copied:
+                for weight, p in zip(self.weights, self.parameters):
+                    weight.copy_(p)
+                self.copied = True
             for mine, grad in zip(self.grads, grads):
                 mine.copy_(grad, non_blocking=True)
             if grads[0].is_cuda:

@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 from tqdm import tqdm
 
-from engine.files import as_line, check_output, read_json, read_jsonl, sync, write_json, write_jsonl
+from engine.files import (as_line, check_output, lock, read_json, read_jsonl, sync, write_json,
+                          write_jsonl)
 from engine.inputs import check_same, digests
 
 
@@ -37,7 +38,9 @@ class RolloutFile:
         if len(self.order) < len(problems):
             raise ValueError(f"{settings.data}: problem ids are not unique")
         self.complete = os.path.exists(path)
-        self.is_new = not self.complete and not os.path.exists(self.partial)
+        begun = os.path.exists(self.partial) and os.path.getsize(self.partial) > 0
+        self.is_new = not self.complete and not begun
+        self.file = None                                    # OUT.partial, locked while it is open
         if self.is_new:
             check_output(path, [settings.data])
         else:
@@ -60,7 +63,13 @@ class RolloutFile:
             raise ValueError(f"{self.path} was made with other settings ({', '.join(other)})")
         check_same(self.made_with["inputs"], inputs, self.path)
 
+    def _open(self) -> None:
+        """Open OUT.partial to add to it; ValueError where another process does."""
+        self.file = open(self.partial, "a", encoding="utf-8")
+        lock(self.file.fileno(), f"another process is writing {self.path}")
+
     def _read_partial(self) -> None:
+        self._open()
         with open(self.partial, "rb+") as file:             # A kill may have cut the last line.
             file.truncate(file.read().rfind(b"\n") + 1)
         self.rows = {(row["id"], row["sample"]): row
@@ -77,17 +86,18 @@ class RolloutFile:
 
     def __enter__(self):
         if self.is_new:
+            self._open()
             write_json(self.config, self.made_with)
-        self.file = open(self.partial, "a", encoding="utf-8")
         self.start, self.tokens = time.perf_counter(), 0
         return self
 
-    def __exit__(self, *_):
-        self.file.close()
+    def __exit__(self, error, *_):
         sync(self.partial)
         if self.is_new and not self.rows:       # Nothing came of it: leave nothing behind.
             os.remove(self.partial)
             os.remove(self.config)
+        if error:
+            self.file.close()
 
     def add(self, problem: dict, number: int, sample, text: str, reward: float) -> None:
         """Write one answer down at once, unless it was there before."""
@@ -106,6 +116,7 @@ class RolloutFile:
         rows = sorted(self.rows.values(), key=lambda row: (self.order[row["id"]], row["sample"]))
         write_jsonl(self.path, rows)
         os.remove(self.partial)
+        self.file.close()
         print(f"{self.path}: {count} rollouts of {len(self.problems)} problems,"
               f" reward {sum(row['reward'] for row in rows) / count:.3f},"
               f" cut off {sum(not row['finished'] for row in rows) / count:.1%},"

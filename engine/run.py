@@ -31,7 +31,7 @@ from engine.files import (as_line, check_output, lock_directory, read_json, whol
                           whole_file, write_json, write_jsonl)
 from engine.flags import Stopped
 from engine.huggingface import save_tensors
-from engine.inputs import check_same, digests
+from engine.inputs import check_same, digests, model_digest
 from model import save
 
 MAY_CHANGE = ("out", "resume", "save_every", "keep", "keep_at", "device", "offload", "micro_tokens",
@@ -48,11 +48,14 @@ class Run:
         self.asked_to_stop, self.bar, self.shown = None, None, ""
         self.metrics = os.path.join(self.out, "metrics.jsonl")
         self.settings_file = os.path.join(self.out, "settings.json")
+        # Locked before anybody looks: another process may just now write a checkpoint there.
+        self.lock = lock_directory(self.out) if ranks.first and os.path.isdir(self.out) else None
+        ranks.wait()
         self.checkpoint = self._newest_checkpoint()
         self._check(files)
         ranks.wait()                                        # all have looked before one writes
         if ranks.first:
-            self.lock = lock_directory(self.out)
+            self.lock = self.lock or lock_directory(self.out)
             self._open()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask_to_stop)
@@ -62,7 +65,8 @@ class Run:
         """May this run begin or go on here? ValueError, and nothing is touched, where it may not."""
         self.begun_with = {"command": sys.argv, "settings": asdict(self.settings),
                            "sha256": digests(files)}
-        self.begun = bool(self.checkpoint) or os.path.exists(self.metrics)
+        self.begun = bool(self.checkpoint) or any(      # A kill in step 1 may leave one alone.
+            os.path.exists(f"{self.out}/{name}") for name in ("metrics.jsonl", "rollouts", "texts"))
         if self.begun and not self.settings.resume:
             raise ValueError(f"{self.out} holds a run: --resume goes on with it")
         if self.begun and not self.checkpoint and os.path.exists(f"{self.out}/model/config.json"):
@@ -103,8 +107,10 @@ class Run:
             if _number(path) > last:
                 os.remove(path)
         for path in self._numbered("checkpoint"):
-            if _number(path) > last:                        # It is damaged.
-                os.rename(path, path + ".partial-damaged")
+            if _number(path) > last:                        # It cannot be read: put it aside.
+                aside = os.path.join(self.out, "damaged-" + os.path.basename(path))
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(path, aside)
         for half in glob.glob(glob.escape(self.out) + "/*.partial-*"):
             shutil.rmtree(half, ignore_errors=True)
         for half in glob.glob(glob.escape(self.out) + "/**/*.partial", recursive=True):
@@ -146,8 +152,9 @@ class Run:
     # ---- the steps ----
     def steps(self, last: int, name: str):
         """The numbers of the steps that are still to be done, with a bar."""
-        self.last = last
-        done = self.state["step"]
+        self.last, done = last, self.state["step"]
+        if done > last:
+            raise ValueError(f"steps = {last}: the run is at step {done} already")
         with tqdm(total=last, initial=done, disable=not self.ranks.first, desc=name) as self.bar:
             yield from range(done + 1, last + 1)
 
@@ -224,7 +231,8 @@ class Run:
     def finish(self, model) -> None:
         """Save the model. If this run was at its end before, nothing is touched."""
         path = os.path.join(self.out, "model")
-        if self.ranks.first and self.bar.n == self.bar.initial and os.path.exists(path):
+        if (self.ranks.first and self.bar.n == self.bar.initial and os.path.exists(path)
+                and model_digest(path) == model_digest(os.path.join(self.checkpoint, "model"))):
             print(f"{path} is complete: nothing to do")
         elif self.ranks.first:
             save(model, path)

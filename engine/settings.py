@@ -27,7 +27,7 @@ class Training(Machine):
     # ---- the run
     out: str                        # run directory; the trained model will be in OUT/model
     resume: bool = False            # go on from the last checkpoint in OUT
-    seed: int = limits(0, at_least=0)  # same seed, same machine: same run
+    seed: int = limits(0, at_least=0, below=2**63)  # same seed, same machine: same run
     eval: str | None = None         # held-out problems: the share that is answered right is measured
     eval_every: int = limits(100, at_least=1)   # steps between two measurements; the last always is
     eval_n: int = limits(1, at_least=1)         # samples per problem
@@ -58,7 +58,8 @@ class RolloutTraining(Training):
     correct: float = limits(0.0, at_least=0)    # C: where sampler and trainer do not agree, weigh
     #       each token by min(p_trainer / p_sampler, C) (truncated importance sampling, as in TRL;
     #       2 is usual); 0: off
-    warmup: int = limits(8, at_least=0)     # steps before the full rate (paper: K&K 8, MATH 4)
+    warmup: int = limits(8, at_least=0)     # steps before the full rate, which fewer steps than
+    #       that never reach (paper: K&K 8, MATH 4)
     steps: int = limits(100, at_least=1)                # batches of answers (paper: 100 to 150)
     max_prompt_tokens: int = limits(1024, at_least=1)   # problems with longer prompts are left out
     max_new_tokens: int = limits(4096, at_least=1)      # longest answer (paper: 4096)

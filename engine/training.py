@@ -97,15 +97,16 @@ def prepare_rollouts(settings, ranks, dtype, has_critic: bool) -> Job:
     plan = rollout_plan(settings, config, dtype, longest, room, ranks.size,
                         ranks.device.type == "cuda", has_critic, run.state.get("slots"))
     tell(plan.lines, ranks)
-    model, optimizer = begin(settings, ranks, run, config, dtype, plan.recompute)
+    model, optimizer = begin(settings, ranks, run, config, dtype, plan.recompute,
+                             models=1 + has_critic)
     return Job(settings, ranks, dtype, tokenizer, problems,
                Order(len(problems), settings.seed), held_out, run, model, optimizer,
                stop_ids(model, tokenizer), settings.steps, plan=plan)
 
 
-def begin(settings, ranks, run, config, dtype, recompute: bool, new_files=None):
+def begin(settings, ranks, run, config, dtype, recompute: bool, new_files=None, models=1):
     """The model (from the last checkpoint, from --model, or made from --init, whose config and
-    tokenizer files are `new_files`) and a new optimizer for it."""
+    tokenizer files are `new_files`) and a new optimizer for it. models: to train, 2 with a critic."""
     path = os.path.join(run.checkpoint, "model") if run.checkpoint else settings.model
     if path:
         model = load(path, ranks.device)
@@ -116,7 +117,7 @@ def begin(settings, ranks, run, config, dtype, recompute: bool, new_files=None):
     model.compute_dtype = None if dtype == torch.float32 else dtype
     model.checkpointing = recompute
     if settings.offload:
-        P, processes = parameters_in(config), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        P, processes = models * parameters_in(config), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         tell([plan_line("offload", {"weights": 4 * P, "AdamW": 8 * P, "gradients": 4 * P},
                         free_memory(torch.device("cpu")) / processes)], ranks)
     return model, AdamW(model, settings)

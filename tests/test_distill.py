@@ -187,6 +187,8 @@ def test_a_run_goes_on_with_the_same_teacher_only(toy, teacher, tmp_path):
     (["--teacher", "other"], "teacher = other: its vocabulary is not that of base/model"),
     (["--teacher", "short"], "teacher = short: its context is 20"),
     (["--teacher", "math=base/model"], "none for problem 0, task gsm8k"),
+    (["--teacher", "gsm8k=base/model", "1=base/model"], "no problem is for 1"),
+    (["--teacher", "base/model", "--model", ""], "model is empty"),
     (["--teacher", "base/model", "base/model"], "one directory, or several as NAME=DIR"),
     (["--teacher", "base/model", "--discount", "2"], "discount = 2"),
     ([], "--teacher")])

@@ -220,6 +220,26 @@ def test_the_estimate_of_the_gradient_is_unbiased(monkeypatch):
     assert abs(found * 3 / 4 - effect.inner(G, G)) > 2 * error
 
 
+def test_the_gradient_of_an_odd_number_of_problems(monkeypatch):
+    """Each problem counts the same, though one half has 2 of them and the other 1."""
+    model = small()
+    G = exact_gradient(model)
+    along = effect.effects(model, SEQUENCES, G, settings(method="jvp"))
+    words, drawn = sampled_world(monkeypatch, model, seed=6)
+    halves, _ = effect.reward_gradient(model, [{"prompt": ""}] * 3, words, settings(group=4))
+    worth = effect.leave_one_out(torch.tensor(REWARDS[drawn[0]])).numpy()
+    groups = (worth * along[drawn[0]]).mean(1)
+    assert abs(groups).min() > 0 or len(set(groups)) > 1
+    assert math.isclose(effect.inner(mean_of(halves), G), groups.mean(), rel_tol=1e-6)
+
+
+def test_rows_without_an_id_are_told_apart_by_their_prompt():
+    rows = [{"prompt": "a"}, {"prompt": "a"}, {"prompt": "b"}, {"prompt": ""}, {"prompt": ""}]
+    one, two = (effect.Pool(name, rows, [], numpy.ones((5, 1))).ids() for name in ("x", "y"))
+    assert one[:3] == two[:3] == ["a", "a", "b"] and len({*one[3:], *two[3:]}) == 4
+    assert effect.Pool("x", [{"id": 7, "prompt": "a"}], [], numpy.ones((1, 1))).ids() == ["7"]
+
+
 def test_answers_that_built_the_gradient_look_better_than_they_are(monkeypatch):
     """The self-term: A * V is measured on the answers of G itself, and on new ones."""
     model = small()

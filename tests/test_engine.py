@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ import sft
 from engine.batches import Order, micro_batches
 from engine.files import check_output, read_json, read_jsonl, whole_directory, whole_file, write_jsonl
 from engine.flags import command, limits, parse
+from engine.inputs import check_same, digests
 from engine.memory import choose_recompute, plan_line, training_bytes
 from engine.optimizer import AdamW, learning_rate
 from engine.processes import fit_machine
@@ -97,10 +99,11 @@ def test_whatever_ends_a_command_ends_it_in_one_line(error, code, words, capsys)
     assert end.value.code == code and words in one_line(capsys)
 
 
-def test_a_full_main_memory_is_one_line(capsys):
+@pytest.mark.parametrize("zeros", [torch.zeros, numpy.zeros])
+def test_a_full_main_memory_is_one_line(zeros, capsys):
     with pytest.raises(SystemExit) as end:
-        command(lambda: torch.empty(10**15))
-    assert end.value.code == 2 and "out of memory: see engine/README.md" in one_line(capsys)
+        command(lambda: zeros(10**15))
+    assert end.value.code == 2 and ": see engine/README.md, \"Out of memory\"" in one_line(capsys)
 
 
 def test_nobody_reads_any_more_and_a_terminal_of_ascii():
@@ -328,6 +331,8 @@ def test_adamw_by_hand(offload):
     model = tiny(dtype=torch.float64)
     s = settings(beta1=0.5, beta2=0.9, weight_decay=0.1, clip_norm=2.0, offload=offload)
     optimizer = AdamW(model, s)
+    for p in model.parameters():        # as where a checkpoint is loaded after the optimizer is made
+        p.data += 0.1
     expected = {name: (p.detach().clone(), 0.0, 0.0) for name, p in model.named_parameters()}
     for step in range(1, 4):
         for p in model.parameters():
@@ -424,10 +429,21 @@ def test_two_runs_do_not_share_a_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *a: None)
     s = settings(out=str(tmp_path / "r"))
     first = Run(s, ALONE, [])
-    with pytest.raises(ValueError, match="another process"):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="another process"):
+        patch.setattr(Run, "_newest_checkpoint", lambda self: pytest.fail("looked before locking"))
         Run(s, ALONE, [])
     os.close(first.lock)
     os.close(Run(s, ALONE, []).lock)
+
+
+def test_a_file_that_is_gone_is_noticed(tmp_path):
+    for name in ("1.jsonl", "2.jsonl"):
+        (tmp_path / name).write_text(name)
+    before = digests([str(tmp_path)])
+    check_same(digests([str(tmp_path)]), before, "r")
+    (tmp_path / "2.jsonl").unlink()
+    with pytest.raises(ValueError, match="2.jsonl is gone since r was begun"):
+        check_same(digests([str(tmp_path)]), before, "r")
 
 
 def test_files_in_the_making_at_a_kill_are_gone_when_a_run_goes_on(tmp_path, monkeypatch):

@@ -100,6 +100,25 @@ def test_whitened_advantages_and_returns_by_hand(monkeypatch):
     assert right.returns.tolist() == [1.0, 1.0] and wrong.returns.tolist() == [0.0, 0.0]
 
 
+def test_a_single_token_is_not_whitened():
+    """It has no deviation; NaN would end the run."""
+    model = tiny(seed=1)
+    groups = [[{"prompt_tokens": [1], "tokens": [0], "logprobs": [-1.0], "reward": 1.0}]]
+    [[answer]] = method(model).credit(groups)
+    assert answer.advantage.tolist() == [1.0]
+
+
+def test_a_critic_that_is_not_finite_is_noticed():
+    model = tiny(seed=1)
+    one = method(model, passes=2, minibatches=2)
+    answers = one.credit(groups_with_rewards(model, REWARDS))
+    for group in answers:
+        for answer in group:
+            answer.returns = answer.returns * float("inf")
+    assert one.update(answers, 1e-3)["skipped"] == 4            # of the critic alone
+    assert one.optimizer.skipped == 4                           # Five in a row end a run.
+
+
 # ---- the critic ------------------------------------------------------------------------------
 def test_values_are_those_before_each_token_packed_or_not():
     model = tiny(seed=1)
@@ -121,7 +140,7 @@ def test_the_critic_learns_and_leaves_the_policy_alone():
     before = {name: p.clone() for name, p in model.named_parameters()}
     one = method(model, critic_lr=3e-3, value_clip=10.0, lam=1.0, whiten=False)
     groups = groups_with_rewards(model, REWARDS)
-    told = [one.learn(one.credit(groups)) for _ in range(60)]
+    told = [one.learn(one.credit(groups), {"skipped": 0}) for _ in range(60)]
     assert told[0]["value_explains"] == 0 and told[-1]["value_explains"] > 0.8
     assert told[-1]["value_loss"] < 0.2 * told[0]["value_loss"]
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

@@ -494,11 +494,13 @@ def test_command_stopped_says_how_to_go_on(tmp_path, problems):
 
 @pytest.mark.parametrize("flags, words", [
     (["--prompt", "x", "--nonsense", "1"], "unrecognized arguments: --nonsense"),
-    (["--prompt", "x", "--n", "0"], "n = 0"), (["--prompt", ""], "the prompt is empty"),
-    ([], "give either --prompt or --data"), (["--data", "x.jsonl"], "--data needs --out"),
+    (["--prompt", "x", "--n", "0"], "n = 0"), (["--prompt", ""], "prompt is empty"),
+    ([], "give either --prompt or --data"), (["--data", "x.jsonl"], "--data and --out go together"),
     (["--data", "nowhere.jsonl", "--out", "x.jsonl"], "cannot read nowhere.jsonl"),
     (["--prompt", "x" * 600], "the model's context is 512"),
     (["--prompt", b"a\xff".decode(errors="surrogateescape")], "half a character: 'a\\udcff'"),
+    (["--prompt", "x", "--out", "y"], "--data and --out go together"),
+    (["--data", "x.jsonl", "--out", "y", "--chat"], "--chat is for --prompt"),
     (["--prompt", "x", "--dtype", "int8"], "dtype = int8")])
 def test_command_errors_are_one_line(flags, words, tmp_path):
     done = sample(tmp_path, *flags)
@@ -517,6 +519,9 @@ def test_rollouts_of_another_file_are_not_continued(tmp_path, problems):
         for token in (1, 2):                                # What is there already stays.
             first.add(rows[0], 0, S.Sample([token], [-0.5], True), "", 0.0)
     assert [row["tokens"] for row in read(tmp_path / "r.jsonl.partial")] == [[1]]
+    with pytest.raises(ValueError, match="another process is writing .*r.jsonl"):
+        rollouts(rows)
+    first.file.close()                                          # as the end of a process does
     assert rollouts(rows).missing() == ([*range(1, 40)], rows[1:])
     problems.write_text(problems.read_text().replace("knave", "knight", 1))
     with pytest.raises(ValueError, match="jsonl has changed since .* was begun"):

@@ -282,6 +282,9 @@ def test_a_damaged_checkpoint_is_not_used(toy, tmp_path):
     for name, weight in weights(tmp_path / "whole").items():
         assert torch.equal(weight, weights(tmp_path / "r")[name])
     assert (newest / "optimizer.safetensors").stat().st_size > 10**3        # It was made again.
+    aside = tmp_path / "r" / f"damaged-{newest.name}"           # What was there is not lost.
+    assert len((aside / "optimizer.safetensors").read_bytes()) == len(
+        (newest / "optimizer.safetensors").read_bytes()) - 5
 
 
 def test_a_finished_run_is_left_as_it_is(toy, tmp_path):

@@ -817,6 +817,15 @@ def test_command_prints_the_table_and_writes_it(tmp_path):
     assert knights["accuracy"] == knights["majority@2"] == 1.0 and "pass@4" not in knights
 
 
+def test_votes_of_a_mixed_file_are_counted_by_the_task_of_each_problem():
+    halves = [rollout(id="m", response=f"\\boxed{{{box}}}", gold="1/2", reward=right)
+              for box, right in (("1/2", 1.0), ("0.5", 1.0), ("2", 0.0), ("2", 0.0))]
+    knights = [rollout(id="k", task="kk", gold=KK_GOLD, response="\\boxed{%s}" % KK_GOLD, reward=1.0)
+               for _ in range(4)]
+    for rows in (halves + knights, knights + halves):
+        assert verify.summary(rows)["majority@4"] == 0.75       # 1/2 and 0.5 vote together: a tie
+
+
 def test_styles_and_how_often_they_are_right():
     box = "\\boxed{%s}" % KK_GOLD
     table = "A=T B=T: A ok, B no\nA=T B=F: A ok, B ok\n"
