@@ -382,7 +382,7 @@ def test_more_steps_may_be_asked_of_a_run(toy, tmp_path):
     assert fewer.returncode == 2 and "steps = 3: the run is at step 4 already" in fewer.stderr
 
 
-def test_a_kill_in_the_first_step_is_gone_on_from(toy, tmp_path, monkeypatch, capsys):
+def test_a_kill_in_the_first_step_is_gone_on_from(toy, tmp_path, monkeypatch):
     """It left rollouts, and no line of metrics yet."""
     monkeypatch.chdir(toy)
     flags = (*POLICY_FLAGS, "--out", str(tmp_path / "r"), "--steps", "1")
@@ -390,13 +390,9 @@ def test_a_kill_in_the_first_step_is_gone_on_from(toy, tmp_path, monkeypatch, ca
         self.run.write_rollouts(step, groups), os.close(self.run.lock), stop("killed")))
     with pytest.raises(SystemExit):
         run_here(grpo, *flags)
-    monkeypatch.undo()
-    monkeypatch.chdir(toy)
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
-        run_here(grpo, *flags)
-    assert "holds a run: --resume goes on with it" in one_line(capsys)
-    run_here(grpo, *flags, "--resume")
+    refused = run(toy, *flags, script="grpo.py")
+    assert refused.returncode == 2 and "holds a run: --resume goes on with it" in refused.stderr
+    assert run(toy, *flags, "--resume", script="grpo.py").returncode == 0
     assert [row["step"] for row in metrics(tmp_path / "r")] == [1]
 
 
