@@ -146,7 +146,7 @@ class Trainer:
         state["tokens"] = state.get("tokens", 0) + tokens
         rate, seen = round(tokens / seconds), min(step * self.settings.batch, self.job.places)
         row = {"step": step, "epoch": round(seen / len(self.job.items), 4), **numbers,
-               "tokens": state["tokens"], "seconds": round(seconds, 3), "tokens_per_second": rate}
+               "examples": seen, "tokens": state["tokens"], "seconds": round(seconds, 3), "tokens_per_second": rate}
         shown = f"loss {row['loss']:.4f}, {rate:,} tokens/s"
         shown += f", val {row['val_loss']:.4f}" if "val_loss" in row else ""
         shown += f", right {row['eval']['accuracy']:.1%}" if "eval" in row else ""

@@ -38,15 +38,17 @@ class Settings:
 
 # ---- which box counts ------------------------------------------------------------------------
 def last_boxed(text: str) -> str | None:
-    """The content of the last closed `\\boxed{}` or `\\fbox{}`; of nested boxes, the innermost.
+    """What is in the last closed `\\boxed{}` or `\\fbox{}` (MATH also has `\\boxed 2`), the innermost.
 
     One pass with a stack of the open braces is linear in any depth. A box that is cut off before
     its brace closes does not count. An escaped brace is text.
     """
     opened, start, end = [], -1, -1         # opened: where each open box began; -1: a plain brace
-    for match in re.finditer(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", text, re.DOTALL):
+    for match in re.finditer(r"\\(?:boxed|fbox)(?:\s*\{|\s+(-?\d+))|\\.|[{}]", text, re.DOTALL):
         token = match[0]
-        if token == "}":                    # Keep the box that begins last.
+        if match[1]:
+            start, end = match.span(1)
+        elif token == "}":                    # Keep the box that begins last.
             if opened and (begin := opened.pop()) > start:
                 start, end = begin, match.start()
         elif token == "{" or len(token) > 2:    # { or \boxed{; an escaped character has length 2
@@ -65,7 +67,8 @@ def roles(box: str) -> dict[str, str] | None:
     text = re.sub(r"\\(?:begin|end)\s*\{[a-z]+\*?\}(?:\{[lcr|]*\})?|\\item\b|\\\\", "\n", text)
     text = re.sub(r"\\(?:text|mbox|mathrm|mathbf)[a-z]*|\\q?quad|\*\*|[{}$&~]|\\[,;! ]", " ", text)
     role_of, waiting = {}, []               # waiting: the names before "are", as in "A and B are"
-    for part in filter(str.strip, re.split(r"[,;\n]|\band\b|(?<![\d.])\.(?!\S)", text)):
+    parts = re.split(r"[,;\n]|\band\b|(?<![\d.])\.(?!\S)|\s(?=\(?\d+[.)]\s)", text)
+    for part in filter(str.strip, parts):
         part = re.sub(r"^(?:[-*•]|\(?\d+[.)])(?: |$)", "", " ".join(part.split()))      # bullets
         if claim := CLAIM.fullmatch(part):
             new, waiting = [*waiting, claim["name"]], []
@@ -110,20 +113,16 @@ def reward(problem: dict, response: str, finished: bool) -> float:
 
 # ---- from rewards to numbers -----------------------------------------------------------------
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of n samples, drawn without replacement, hold one of the c right ones.
-
-    1 - C(n-c, k) / C(n, k) is unbiased, unlike 1 - (1 - c/n)^k.
-    """
+    """The chance that k of n samples, drawn without replacement, hold one of the c right ones:
+    1 - C(n-c, k) / C(n, k) is unbiased, unlike 1 - (1 - c/n)^k."""
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass@{k} of {n} samples, {c} right: needs 0 <= c <= n and 1 <= k <= n")
     return float(1 - Fraction(math.comb(n - c, k), math.comb(n, k)))
 
 
 def majority(answers: list, rights: list, same_answer=math_equal) -> float:
-    """Is the most frequent answer right? Equal answers vote together. None does not vote.
-
-    If several answers have the most votes, the result is their mean. Without any vote it is 0.0.
-    """
+    """Is the most frequent answer right? Equal answers vote together. None does not vote. If several
+    answers have the most votes, the result is their mean. Without any vote it is 0.0."""
     classes = []                                             # [an answer, votes, right votes]
     for answer, right in [v for v in zip(answers, rights, strict=True) if v[0] is not None]:
         known = next((c for c in classes if c[0] == answer or same_answer(answer, c[0])), None)

@@ -140,6 +140,11 @@ def refuse_run_directory(path: str) -> None:
         raise ValueError(f"{path} is a run directory: its model is {path}/model")
 
 
+def run_is_begun(path: str) -> bool:
+    """Has a trainer done some of its work there? (A kill in its first step leaves no metrics yet.)"""
+    return any(os.path.exists(f"{path}/{name}") for name in ("metrics.jsonl", "rollouts", "texts"))
+
+
 def sha256(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:

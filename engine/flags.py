@@ -34,9 +34,12 @@ CHECKS = {"at_least": (lambda value, limit: value >= limit, "at least"),
 
 
 def limits(default, **bounds):
-    """A dataclass field with a default and bounds: at_least, above, at_most, below, one_of."""
+    """A dataclass field with a default and bounds: at_least, above, at_most, below, one_of. Those of
+    a list are for each of its values."""
     if unknown := bounds.keys() - CHECKS.keys():
         raise TypeError(f"limits are {', '.join(CHECKS)}, not {', '.join(unknown)}")
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=bounds)
     return dataclasses.field(default=default, metadata=bounds)
 
 
@@ -48,7 +51,8 @@ def check(settings) -> None:
             raise ValueError(f"{field.name} = {value}: not a finite number")
         for name, limit in field.metadata.items():
             fits, words = CHECKS[name]
-            if value is not None and not fits(value, limit):
+            each = value if isinstance(value, list) else [value]
+            if value is not None and not all(fits(one, limit) for one in each):
                 shown = ", ".join(filter(None, limit)) if name == "one_of" else limit
                 raise ValueError(f"{field.name} = {value}: {words} {shown}")
 

@@ -122,13 +122,17 @@ def check(problem: dict) -> None:
 
 
 # ---- files -----------------------------------------------------------------------------------
-def short_names(files: list[str]) -> list[str]:
-    """What the ids call each file: its name, with as many folders as tell all the files apart."""
+def short_names(files: list[str], folders: list[str]) -> list[str]:
+    """What the ids call each file: its name, with as many folders as tell all the files apart, and
+    in a folder of data at least with those down from that one. (MATH/train and MATH/test have files
+    of the same names.)"""
     real = list(map(os.path.realpath, files))
     if len(set(real)) < len(files):
         raise ValueError(f"{max(real, key=real.count)}: is given twice")
     paths = [os.path.abspath(file).split(os.sep) for file in files]
-    for depth in range(1, max(map(len, paths)) + 1):
+    above = [len(os.path.abspath(folder).split(os.sep)) - 1 for folder in folders]
+    least = max((len(path) for path in paths), default=1) - min(above) if above else 1
+    for depth in range(least, max(map(len, paths)) + 1):
         names = ["/".join(path[-depth:]) for path in paths]
         if len(set(names)) == len(files):
             break
@@ -141,7 +145,7 @@ def read_problems(paths: str | list[str], template: str = "chat", anew=False) ->
     paths = paths if isinstance(paths, list) else [paths]
     files = data_files(paths)
     problems, places = [], {}
-    for file, name in zip(files, short_names(files)):
+    for file, name in zip(files, short_names(files, [*filter(os.path.isdir, paths)])):
         for number, row in numbered_rows(file):
             if anew:
                 row = {key: row[key] for key in row if key not in ("prompt", "response")}

@@ -27,8 +27,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from engine.files import (as_line, check_output, lock_directory, read_json, whole_directory,
-                          whole_file, write_json, write_jsonl)
+from engine.files import (as_line, check_output, lock_directory, read_json, run_is_begun,
+                          whole_directory, whole_file, write_json, write_jsonl)
 from engine.flags import Stopped
 from engine.huggingface import save_tensors
 from engine.inputs import check_same, digests, model_digest
@@ -65,8 +65,7 @@ class Run:
         """May this run begin or go on here? ValueError, and nothing is touched, where it may not."""
         self.begun_with = {"command": sys.argv, "settings": asdict(self.settings),
                            "sha256": digests(files)}
-        self.begun = bool(self.checkpoint) or any(      # A kill in step 1 may leave one alone.
-            os.path.exists(f"{self.out}/{name}") for name in ("metrics.jsonl", "rollouts", "texts"))
+        self.begun = bool(self.checkpoint) or run_is_begun(self.out)
         if self.begun and not self.settings.resume:
             raise ValueError(f"{self.out} holds a run: --resume goes on with it")
         if self.begun and not self.checkpoint and os.path.exists(f"{self.out}/model/config.json"):

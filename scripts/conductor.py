@@ -20,7 +20,7 @@ from dataclasses import dataclass
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)        # Every script imports this file first, so that it finds the rooms.
 
-from engine.files import lock_directory, whole_file
+from engine.files import lock_directory, run_is_begun, whole_file
 from engine.flags import Stopped, limits
 
 TRAINERS = ("sft.py", "grpo.py", "ppo.py", "distill.py")
@@ -63,6 +63,7 @@ class Plan:
         weights = sum(map(os.path.getsize, glob.glob(f"{glob.escape(base)}/*.safetensors")))
         self.jobs = settings.jobs or (2 if weights <= SMALL and (os.cpu_count() or 1) > 1 else 1)
         self.settings, self.stages = settings, []
+        self.written: list[str] = []        # files in OUT that the script writes and no stage
         self.out, self.base = shlex.quote(settings.out), shlex.quote(base)
 
     def add(self, seconds: int, what: str, command: str, made: str = "", drop: str = "") -> None:
@@ -101,6 +102,7 @@ class Plan:
     def inputs(self) -> list[str]:
         """What the stages read and none of them makes. ValueError where it is not there."""
         made = {os.path.normpath(path) for stage in self.stages for path in (stage.made, stage.out)}
+        made |= set(map(os.path.normpath, self.written))
         given = {}
         for stage in self.stages:
             flag = ""
@@ -124,7 +126,7 @@ class Running:
 
     def __init__(self, stage: Stage):
         command = [sys.executable if word == "python" else word for word in stage.command]
-        if command[1] in TRAINERS and os.path.exists(stage.out + "/metrics.jsonl"):
+        if command[1] in TRAINERS and run_is_begun(stage.out):
             command.append("--resume")
         self.stage, self.begun = stage, time.monotonic()
         self.results, self.messages = tempfile.TemporaryFile(), tempfile.TemporaryFile()

@@ -57,6 +57,7 @@ from engine.files import check_output, write_jsonl
 from engine.huggingface import read_files
 from engine.problems import read_problems
 from engine.processes import Ranks, fit_machine
+from engine.tables import standard_error
 from engine.tokenizer import encode_prompts, load_tokenizer
 from grpo import k3
 from model import Config, load
@@ -108,11 +109,11 @@ class Ruler:
         return {path: float(torch.cat(self.logprobs(model, texts)).double().mean())
                 for path, texts in self.texts.items()}
 
-    def answers(self, model, number: int) -> tuple[list[Sequence], dict]:
-        """The answers of a model, and how good they are."""
+    def answers(self, model, number: int) -> tuple[list[Sequence], list[str], dict]:
+        """The answers of a model, the problem of each, and how good they are."""
         if not self.rollouts:
             groups, rewards = sample_answers(model, self.tokenizer, self.problems, self.settings)
-            rows = [{"level": problem["level"], "reward": r}
+            rows = [{"id": problem["id"], "level": problem["level"], "reward": r}
                     for problem, some in zip(self.problems, rewards.tolist()) for r in some]
             sequences = [one for group in groups for one in group]
         else:
@@ -120,9 +121,10 @@ class Ruler:
             prompts = encode_prompts(self.tokenizer, [row["prompt"] for row in rows])
             sequences = [as_sequence({**row, "prompt_tokens": prompt})
                          for row, prompt in zip(rows, prompts)]
-            rows = [{"level": row.get("level"),
+            rows = [{"id": row["id"], "level": row.get("level"),
                      "reward": reward(row, row["response"], row["finished"])} for row in rows]
-        return sequences, {"reward": float(numpy.mean([row["reward"] for row in rows])),
+        ids = [str(row["id"]) for row in rows]
+        return sequences, ids, {"reward": float(numpy.mean([row["reward"] for row in rows])),
                            "by_level": by_level(rows)}
 
     def measure(self, path: str, number: int) -> dict:
@@ -130,14 +132,15 @@ class Ruler:
         model = self.load(path)
         row = {"model": path, "base": self.settings.base}
         if self.rollouts or self.problems:
-            sequences, judged = self.answers(model, number)
-            row |= judged | self.distance(model, sequences)
+            sequences, ids, judged = self.answers(model, number)
+            row |= judged | self.distance(model, sequences, ids)
         if self.texts:
             row |= {"text": self.text_logprobs(model), "text_base": self.kept}
         return row
 
-    def distance(self, model, sequences: list[Sequence]) -> dict:
-        """The KL to the base, estimated on the model's own answers."""
+    def distance(self, model, sequences: list[Sequence], ids: list[str]) -> dict:
+        """The KL to the base, estimated on the model's own answers, with standard errors over the
+        problems: several answers to one problem are alike."""
         temperature = self.settings.temperature
         own = self.logprobs(model, sequences, temperature)
         of_base = self.logprobs(self.base, sequences, temperature)
@@ -147,7 +150,8 @@ class Ruler:
         tokens = sum(one.trained for one in sequences)
         return {"answers": len(sums), "tokens": tokens, "kl_per_token": float(sums.sum() / tokens),
                 "kl_per_answer": float(sums.mean()), "k1_per_answer": float(k1.mean()),
-                "standard_errors": [float(x.std() / len(x) ** 0.5) for x in (sums, k1)]}
+                "standard_errors": [standard_error(x, ids, self.settings.seed)
+                                    for x in (sums, k1)]}
 
 
 def table(rows: list[dict], texts: list[str]) -> str:
@@ -177,10 +181,9 @@ def check(settings) -> None:
 def main(settings) -> None:
     check(settings)
     check_output(settings.out, [settings.data, *settings.rollouts, *settings.text])
-    ruler, rows = Ruler(settings), []
-    for number, path in enumerate(settings.model):
-        rows.append(ruler.measure(path, number))
-        write_jsonl(settings.out, rows)
+    ruler = Ruler(settings)
+    rows = [ruler.measure(path, number) for number, path in enumerate(settings.model)]
+    write_jsonl(settings.out, rows)         # All at once: what is there is whole.
     print(table(rows, settings.text))
 
 

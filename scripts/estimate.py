@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 
 import conductor  # so that Python finds the files above scripts/
-from engine.flags import command, parse
+from engine.flags import command, limits, parse
 
 
 @dataclass(kw_only=True)
@@ -29,8 +29,8 @@ class Settings:
     memory: float = 80.0            # GB that are free
     bandwidth: float = 3.35         # TB/s (an H100; an A100 has 2.0)
     rate: float = 990.0             # 10^12 bf16 operations a second (an A100: 312)
-    share: float = 0.5              # of the bandwidth that sampling reaches
-    mfu: float = 0.4                # of the rate that training reaches
+    share: float = limits(0.5, above=0)         # of the bandwidth that sampling reaches
+    mfu: float = limits(0.4, above=0)           # of the rate that training reaches
     # ---- the work
     prompt_tokens: int = 250        # mean length of a prompt
     answer_tokens: int = 700        # and of an answer

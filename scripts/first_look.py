@@ -1,4 +1,4 @@
-"""Two minutes with GRPO: a puzzle, four styles of answers, what the tiny base answers, and what it
+"""A minute with GRPO: a puzzle, four styles of answers, what the tiny base answers, and what it
 answers after a few steps of GRPO.
 
     python scripts/first_look.py
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from conductor import ROOT
 import kk_gen
-from engine.files import read_jsonl
+from engine.files import read_jsonl, run_is_begun
 from engine.flags import command, limits, parse
 from verify import styles
 
@@ -72,7 +72,7 @@ def main(settings: Settings) -> None:
     call(f"sample.py --model {base} {ask} --out {out}/before.jsonl")
     show_answers(f"{folder}/before.jsonl", "The base")
     if not os.path.exists(f"{folder}/{name}/model"):
-        resume = " --resume" if os.path.exists(f"{folder}/{name}/metrics.jsonl") else ""
+        resume = " --resume" if run_is_begun(f"{folder}/{name}") else ""
         call(f"grpo.py --model {base} --data {out}/train.jsonl --out {out}/{name}"
              f" --steps {settings.steps} --seed {settings.seed} --prompts 16 --group 8"
              " --temperature 1 --lr 3e-4 --warmup 4 --max-prompt-tokens 200 --max-new-tokens 300"

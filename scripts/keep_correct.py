@@ -42,8 +42,8 @@ def main(settings: Settings) -> None:
         if row["response"] not in known and not 0 < settings.per_problem <= len(known):
             known.add(row["response"])
             chosen.append(row)
-    most = len(read_jsonl(settings.as_many_as)) if settings.as_many_as else settings.num
-    chosen = chosen[:most or None]
+    most = len(read_jsonl(settings.as_many_as)) if settings.as_many_as else settings.num or None
+    chosen = chosen[:most]
     if not chosen:
         raise ValueError(f"none of {number} answers is {word}")
     write_jsonl(settings.out, chosen)

@@ -159,6 +159,8 @@ class Methods(Plan):
 
 
 def main(settings: Settings) -> None:
+    if settings.report and not settings.out:
+        raise ValueError("--report needs --out, a directory")
     if settings.report:
         return report(settings.report, settings.out)
     settings.out = settings.out or f"runs/methods-{settings.seed}"

@@ -47,7 +47,7 @@ def models(run: str) -> list[dict]:
     rows = []
     for part in ("rl", "tuned", "od"):
         for line in lines_of(f"{run}/drift/{part}.jsonl"):
-            folder, _, which = os.path.relpath(line["model"], run).partition("/")
+            folder, which = line["model"].split("/")[-2:]   # The run may have been renamed.
             name = folder if folder in ONE_BASE else "base"
             last = max(steps_of(run, name), default=0)
             step = int(which.removeprefix("step-")) if which.startswith("step-") else last
@@ -60,7 +60,6 @@ def numbers(line: dict) -> dict:
     """The numbers of a line of drift.py that the tables need."""
     [world], [of_base] = line["text"].values(), line["text_base"].values()
     return {"right": line["reward"], "k3": line["kl_per_answer"], "k1": line["k1_per_answer"],
-            "k3_error": line["standard_errors"][0], "k1_error": line["standard_errors"][1],
             "lost": of_base - world}
 
 
@@ -69,7 +68,7 @@ def goals(run: str) -> list[dict]:
     rows = []
     for people, part in ((2, "test2"), (3, "threes")):
         for line in lines_of(f"{run}/drift/goals_{part}.jsonl"):
-            name = os.path.relpath(line["model"], run).split("/")[0]
+            name = line["model"].split("/")[-2]
             rows.append({"run": run, "name": name, "people": people, **numbers(line)})
     return rows
 
@@ -107,7 +106,8 @@ def not_there(run: str, rows: list[dict], goal_rows: list[dict], curve_rows: lis
     mine = [row for row in rows if row["run"] == run]
     ends = {row["name"] for row in mine if row["last"] or row["name"] == "base"}
     both = [row["name"] for row in goal_rows if row["run"] == run]
-    chosen = {row["choice"] for row in curve_rows if row["run"] == run}
+    end = max((row["step"] for row in curve_rows), default=0)
+    chosen = {row["choice"] for row in curve_rows if (row["run"], row["step"]) == (run, end)}
     return ([words for name, words in ONE_BASE.items() if name not in ends]
             + [words for name, words in GOALS.items() if both.count(name) < 2]
             + [f"RL on the {choice} quarter" for choice in CHOICES if choice not in chosen])
@@ -202,7 +202,7 @@ def report(runs: list[str], out: str) -> None:
     if curve_rows:
         lines += ["", "Problems chosen by effect:", "", *curve_table(curve_rows), "",
                   "Rank correlation of a problem's effect with its effect from other answers: "
-                  + spread(list(map(reliability, runs)), ".2f") + "."]
+                  + spread([r for r in map(reliability, runs) if r is not None], ".2f") + "."]
     tables = {"models": rows, "goals": goal_rows, "curves": curve_rows}
     write(out, lines, draw(rows, goal_rows, curve_rows),
           **{name: table for name, table in tables.items() if table})

@@ -159,7 +159,8 @@ def read_puzzle(row: dict) -> tuple[list, list]:
     for i in range(fault, min(judged, len(steps))):
         ours = kk_gen.step_text(right[i], *of) if right[i] else "nothing more"
         marks[i] = (ends[i], "" if steps[i] == right[i] else f"right here: {ours}")
-    return claims, marks
+    return claims, [(len(row["response"][:end].encode("utf-16-le", "surrogatepass")) // 2, why)
+                    for end, why in marks]          # as a browser counts: an emoji is two
 
 
 def groups_in(path: str, room: float) -> tuple[list[list[dict]], int]:

@@ -97,6 +97,7 @@ def main(settings: Settings) -> None:
     plan.data = quote(settings.data)
     add_puzzles(plan)
     add_phases(plan)
+    plan.written = [f"{settings.out}/w{width}.json" for width in settings.widths]
     # Not Qwen2.5's weights of 0.02 and angles of 1e6: half the tokens will do (results/echo.md).
     for width in settings.widths if not settings.dry_run and settings.what == "mixture" else ():
         write_json(f"{settings.out}/w{width}.json", {

@@ -67,6 +67,8 @@ def take(problems: list[dict], part: str) -> tuple[str, list[dict]]:
         if len(fitting) < max(1, int(count)):
             raise ValueError(f"{len(fitting)} problems are too few for {part}")
         chosen += fitting[:int(count) or None]
+    if not name or len({problem["id"] for problem in chosen}) < len(chosen):
+        raise ValueError(f"parts = {part}: needs a name, and no problem twice")
     return name, chosen
 
 
@@ -76,7 +78,10 @@ def main(settings: Settings) -> None:
         random.Random(f"problems, seed {settings.seed}").shuffle(problems)
     parts = {}
     for part in sorted(settings.parts, key=lambda part: part.endswith("=0")):   # the rest is last
-        name, parts[name] = take(problems, part)
+        name, chosen = take(problems, part)
+        if name in parts:
+            raise ValueError(f"parts = {' '.join(settings.parts)}: {name} is there twice")
+        parts[name] = chosen
         ids = {problem["id"] for problem in parts[name]}
         problems = [problem for problem in problems if problem["id"] not in ids]
     for name in parts:

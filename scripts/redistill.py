@@ -37,7 +37,7 @@ class Settings(Experiment):
     seed: int = limits(0, at_least=0)  # of fine-tuning and of GRPO
     base: str = ""              # directory of the base model; tiny: assets/tiny_base; sums:
     #                             SmolLM2-135M-Instruct, which scripts/smollm2.py makes
-    trace: list[int] = field(default_factory=lambda: [0, 50])   # at what percent of GRPO, beside
+    trace: list[int] = limits([0, 50], at_least=0, at_most=100)     # at what percent of GRPO, beside
     #                             its end, answers are taken to fine-tune on
     quick: bool = False         # tiny: fewer steps and puzzles
     # ---- tiny and sums
@@ -70,6 +70,7 @@ class Lab(Plan):
         self.again = {}             # set -> flags of GRPO from the model fine-tuned on it
         self.measured_at = self.base        # the model that effects are measured at
         self.text = "assets/plain_english.jsonl"    # what the base could say well, and may forget
+        self.judge = "test"         # the problems whose rewards the effects are about
         self.aside = ()             # sets that are only to compare with
         self.other = ""             # the command that answers the problems of B, if any
         self.given = {"long": quote(settings.long) if settings.long else "",
@@ -146,7 +147,7 @@ class Lab(Plan):
             self.fine_tune(name, once=True)
         if self.effect:         # What would be gained from each set, seen from this model alone.
             self.add(45, "sample effect of every dataset", f"""
-                python effect.py --model {self.measured_at} --test {data}/{self.raw}test.jsonl
+                python effect.py --model {self.measured_at} --test {data}/{self.judge}.jsonl
                     --data {" ".join(self.tuned)} --out {out}/effect --seed {self.settings.seed}
                     {self.effect}""", made=f"{out}/effect/summary.json")
         for name, flags in self.again.items():      # GRPO from where re-distillation ended
@@ -239,6 +240,10 @@ class Lab(Plan):
             self.add(2, f"{name} with prompts for a base model", f"""
                 python scripts/problems.py --source {data}/{name}.jsonl --template base --no-shuffle
                     --parts base_{name}=0 --out {data}""", made=f"{data}/base_{name}.jsonl")
+        # The test stands in the order of its levels, and effects take the first 200 of it.
+        self.judge = "judge"
+        self.split("the test in another order, for the effects", [f"{settings.out}/data/base_test.jsonl"],
+                   "judge=0", flags="")
         if settings.smoke:
             self.at_toy_size()
 
@@ -266,12 +271,15 @@ class Lab(Plan):
         self.grpo = "--steps 125 --keep 1"
         self.again = {"a": self.grpo, "b": f"{self.grpo} --lr 2.5e-6"}
         rl, test, two, three = (4, 2, 9, 18) if settings.smoke else (2000, 100, 180, 720)
-        draws = [(settings.train, "rl", f"--people 3-7 --num {rl} --seed 0"),
+        tested = f"--exclude {data}/test.jsonl" if settings.test else ""    # It is made first then.
+        draws = [(settings.train, "rl", f"--people 3-7 --num {rl} --seed 0 {tested}"),
                  (settings.test, "test", f"--people 4-8 --num {test} --seed 1 --exclude"
                   f" {data}/rl.jsonl"),
-                 ([], "two", f"--people 2 --num {two * 10 // 9} --seed 2 --cot search"),
+                 ([], "two", f"--people 2 --num {two * 10 // 9} --seed 2 --cot search {tested}"),
                  ([], "three", f"--people 3 --num {three * 10 // 9} --seed 2 --cot search --exclude"
                   f" {data}/rl.jsonl {data}/test.jsonl")]
+        if settings.test:
+            draws[:2] = draws[1::-1]
         for official, name, flags in draws:
             if official:
                 self.split(f"official puzzles: {name}", official, f"{name}=0")

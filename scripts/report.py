@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import StatisticsError, correlation
 
 import conductor  # so that Python finds the files above scripts/
-from engine.files import read_json, read_jsonl, whole_file
+from engine.files import data_files, numbered_rows, read_json, read_jsonl, whole_file
 from engine.flags import command, parse
 from verify import read_rollouts, rows_of, score
 
@@ -146,8 +146,11 @@ def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
             "from": start, "tokens": steps[-1]["tokens"]}
         examples = []
         if "epochs" in settings:
-            examples = [row for path in settings["data"] for row in read_jsonl(path)]
-            model |= {"made_with": "SFT", "examples": len(examples)}
+            examples = [row for path in data_files(settings["data"])
+                        for _, row in numbered_rows(path)]
+            # Without those that were too long. (Runs of before did not count.)
+            seen = steps[-1].get("examples", settings["epochs"] * len(examples))
+            model |= {"made_with": "SFT", "examples": round(seen / settings["epochs"])}
             if all("tokens" in row for row in examples):
                 model["answer_tokens"] = sum(len(row["tokens"]) for row in examples)
             for path in settings["data"]:

@@ -9,7 +9,7 @@ import glob
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from shlex import join, quote
 
 from conductor import Experiment, Plan
@@ -21,14 +21,16 @@ from engine.flags import command, limits, parse
 class Settings(Experiment):
     run: str                    # directory of a finished `redistill.py tiny`
     base: str = "assets/tiny_base"      # directory of its base model
-    when: list[str] = field(default_factory="first last".split)         # steps of GRPO
-    by: list[str] = field(default_factory="effect per_token cosine".split)
-    problems: int = limits(300, at_least=3)     # to test on; a third of them for the effects
+    when: list[str] = limits(["first", "last"], one_of=("first", "last"))       # steps of GRPO
+    by: list[str] = limits(["effect", "per_token", "cosine"],
+                           one_of=("effect", "per_token", "cosine"))
+    problems: int = limits(300, at_least=3)     # to test on; a third as many, of those of SFT, for
+    #                                             the effects
 
 
 def add_sets(plan: Plan, when: str, steps: list[str], run: str, seed: str) -> list[str]:
     """Make the sets of answers of these steps, and return their names."""
-    out, tested = plan.out, plan.settings.problems // 3
+    out, judged = plan.out, plan.settings.problems // 3
     plan.add(2, f"answers of the {when} steps", f"""
         python scripts/keep_correct.py --data {join(steps)} --per-problem 4 --seed {seed}
             --out {out}/{when}.jsonl""")
@@ -38,8 +40,8 @@ def add_sets(plan: Plan, when: str, steps: list[str], run: str, seed: str) -> li
             names.append(name := f"{when}_{by}_{end}")
             more = "--all-cosines " * (by == "cosine") + "--lowest" * (end == "lowest")
             plan.add(20, name, f"""
-                python effect.py --model {plan.base} --seed {seed} --test {run}/data/test.jsonl
-                    --data {out}/{when}.jsonl --limit {tested} --max-new-tokens 300
+                python effect.py --model {plan.base} --seed {seed} --test {run}/data/sft.jsonl
+                    --data {out}/{when}.jsonl --limit {judged} --max-new-tokens 300
                     --max-length 512 --no-halves --cosines 0 --share 0.25 --by {by} {more}
                     --select {out}/{name}.jsonl""", made=f"{out}/{name}.jsonl")
     plan.add(1, "as many at random", f"""

@@ -60,9 +60,12 @@ def documents(settings: Settings, rng, count: int, excluded: set):
     rng.shuffle(styles)
     rng.shuffle(sizes)
     for style, people in zip(styles, map(int, sizes)):
-        statements = kk_gen.sample_puzzle(rng, people)
-        while excluded and kk_gen.canonical_form(statements, commute=True) in excluded:
-            statements = kk_gen.sample_puzzle(rng, people)
+        draws = (kk_gen.sample_puzzle(rng, people) for _ in range(kk_gen.GIVE_UP_AFTER))
+        statements = next((one for one in draws if not excluded or kk_gen.canonical_form(
+            one, commute=True) not in excluded), None)
+        if statements is None:
+            raise ValueError(f"{kk_gen.GIVE_UP_AFTER:,} puzzles of {people} people in a row are"
+                             " excluded")
         steps, names = kk_gen.chain_of_thought(statements, style), "ABCDEFGHIJKL"[:people]
         gold = kk_gen.answer_text(steps[-1][1], names, words)
         if style == "guess" and rng.random() >= settings.right / 100:

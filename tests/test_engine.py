@@ -18,7 +18,7 @@ import model as M
 import sft
 from engine.batches import Order, micro_batches
 from engine.files import check_output, read_json, read_jsonl, whole_directory, whole_file, write_jsonl
-from engine.flags import command, limits, parse
+from engine.flags import check, command, limits, parse
 from engine.inputs import check_same, digests
 from engine.memory import choose_recompute, plan_line, training_bytes
 from engine.optimizer import AdamW, learning_rate
@@ -58,6 +58,19 @@ def test_flags_come_from_the_dataclass():
     assert given == Settings(data="x", top_p=0.5, names=["a", "b"], fast=True)
     assert given.seed == 3 and given.device == "auto"
     assert parse(Settings, "", "data", ["y", "--limit", "3"]) == Settings(data="y", limit=3)
+
+
+def test_limits_of_a_list_are_those_of_its_values(capsys):
+    @dataclasses.dataclass
+    class Some:
+        steps: list = limits([1, 2], at_least=1)
+    one, two = Some(), Some()
+    one.steps.append(3)
+    assert two.steps == [1, 2]                              # Each has its own.
+    check(one)
+    one.steps.append(0)
+    with pytest.raises(ValueError, match=r"steps = \[1, 2, 3, 0\]: at least 1"):
+        check(one)
 
 
 def test_help_is_the_comment_behind_the_field_in_groups(capsys):

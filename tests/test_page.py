@@ -162,6 +162,17 @@ def chain(style: str, change=lambda lines: lines) -> list:
     return [why for _, why in marks]
 
 
+def test_a_place_in_a_text_is_counted_as_a_browser_does():
+    names, words = ["A", "B", "C"], kk_gen.KNIGHT_KNAVE
+    line = kk_gen.step_text(kk_gen.chain_of_thought(STATEMENTS, "table")[0], STATEMENTS, names, words,
+                            True)
+    prompt = kk_gen.compact_prompt(STATEMENTS, names, words)
+    for before, length in (("hm\n", 3), ("🤔\n", 3), ("\ud800\n", 2)):
+        _, marks = page.read_puzzle({"statements": repr(STATEMENTS), "names": names, "prompt": prompt,
+                                     "response": before + line})
+        assert marks[-1][0] == length + len(line)
+
+
 def test_each_step_is_marked_right_or_wrong():
     for style in kk_gen.STYLES:
         assert set(chain(style)) == {""}

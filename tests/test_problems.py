@@ -136,7 +136,7 @@ def test_math_as_it_was_published(tmp_path):
     put(tmp_path / "train" / "README.md", "#")
     problems = read_problems(str(tmp_path / "train"))
     assert [problem["id"] for problem in problems] == [
-        f"{subject}/{i}.json:1" for subject in ("algebra", "geometry") for i in range(12)]
+        f"train/{subject}/{i}.json:1" for subject in ("algebra", "geometry") for i in range(12)]
     assert problems[0]["level"] == 5 and "response" not in problems[0]
     done = run(tmp_path, "--source", "train", "--parts", "all=5:3", "--out", "data",
                script="scripts/problems.py")
@@ -155,7 +155,7 @@ def test_parquet_and_its_shards(tmp_path):
     problems = read_problems(str(tmp_path))
     assert [one["gold"] for one in problems] == ["1", "2", "3", "Zoey is a knight, Liam is a knave",
                                                  *map(str, range(5, 12))]
-    assert problems[10]["id"] == "train-10-of-11.parquet:1" and json.dumps(problems)
+    assert problems[10]["id"] == f"{tmp_path.name}/train-10-of-11.parquet:1" and json.dumps(problems)
     put(tmp_path / "bad.parquet", "PAR1")
     with pytest.raises(ValueError, match=f"^cannot read {tmp_path}/bad.parquet: ") as error:
         read_problems(str(tmp_path / "bad.parquet"))

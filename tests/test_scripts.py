@@ -177,7 +177,9 @@ def test_official_files_are_split_and_boxed(tmp_path):
     assert reward(row, row["response"], True) == 1
     for flags, words in ((("a=11",), "too few"), (("a=0", "b=0"), "too few"), (("a",), "sft=900"),
                          (("a=-1",), "sft=900"), (("a=1", "--template", "x"), "one of base"),
-                         (("a=9:1",), "0 problems are too few")):
+                         (("a=9:1",), "0 problems are too few"), (("=1",), "needs a name"),
+                         (("a=1", "a=2"), "a is there twice"),
+                         (("a=1,1",), "no problem twice")):
         assert words in script("problems.py", "--source", source, "--out", tmp_path / "none",
                                "--parts", *flags, code=2).replace("chat, direct, base", "base")
     assert not (tmp_path / "none").exists()
@@ -490,7 +492,7 @@ SMALL = {
     "selection": "selection.py {}/tiny --when last --by effect --problems 8",
     "kk": "redistill.py kk --smoke --jobs 2",
     "math": "redistill.py math --smoke --train {0}/sums.jsonl --test {0}/sums.jsonl"
-            " --long {0}/long.jsonl --instruct {0}/kk/random/model",
+            " --long {0}/long.json --instruct {0}/kk/random/model",
     "mixture": "pretrain.py mixture --lessons 20000 --tokens 10000 --widths 32 48 --shares guess=50"
                " worked=40 table=10 search=0 --data {}/puzzles",
     "echo": "echo_chamber.py --base assets/tiny_base --steps 2 --prompts 4 --at 1 --problems 4"
@@ -518,9 +520,9 @@ class Experiments:
         write(runs / "sums.jsonl", [{"problem": f"What is {i} + {i}?", "level": "Level 1",
                                      "solution": f"Twice {i} is $\\boxed{{{2 * i}}}$."}
                                     for i in range(20)])
-        write(runs / "long.jsonl", [
+        (runs / "long.json").write_text(json.dumps([        # an array: people have such files, too
             {"id": f"long-{i}", "task": "math", "prompt": f"What is {i} + {i}?\n", "level": 1,
-             "gold": str(2 * i), "response": f"So: \\boxed{{{2 * i}}}."} for i in range(12)])
+             "gold": str(2 * i), "response": f"So: \\boxed{{{2 * i}}}."} for i in range(12)]))
         self.names, self.threads = iter([*SMALL]), []       # Each thread takes the next name.
         self.work()
 
@@ -824,9 +826,10 @@ def test_mixtures_are_pretrained_at_every_width(experiments):
         assert settings_of(folder)["model"].endswith(f"w{width}/lessons/model")
         steps.append(len(read(folder / "metrics.jsonl")))
     assert steps[0] == steps[1]                                     # the same documents
+    assert "w32.json" not in (mixture / "settings.txt").read_text()     # Other widths may join later.
 
 
-def test_echo_chamber_reports_what_was_answered(experiments):
+def test_echo_chamber_reports_what_was_answered(experiments, tmp_path):
     """The answers to the test are gone; those to a test with the same command come out the same."""
     echo, out = ended(experiments, "echo")
     rows = table(echo / "evals.csv")
@@ -865,6 +868,11 @@ def test_echo_chamber_reports_what_was_answered(experiments):
     expert = next(row for row in curves if row["algorithm"] == "expert")
     assert abs(style_shares(sampled)["guess"] - float(expert["share_guess"])) < 1e-4
     assert (echo / "report.md").read_text() in out
+    again.unlink()
+    copy = shutil.copytree(echo, tmp_path / "copy")         # and a test that was stopped half-way
+    (copy / "base-0" / "grpo-kl1e-2-1" / "eval" / "1.jsonl.config.json").write_text("{}")
+    script("echo_report.py", "--run", copy, "--out", copy)
+    assert (copy / "evals.csv").read_text() == (echo / "evals.csv").read_text()
 
 
 def test_echo_chamber_runs_on_official_files(experiments):
@@ -907,6 +915,11 @@ def test_expert_iteration_goes_round(experiments):
     ("report.py --runs nowhere --out x", "nowhere: no such directory"),
     ("echo_chamber.py --at 9 --steps 8", "at = 9: there are 8 steps"),
     ("echo_chamber.py --samples 1", "samples = 1: at least 2"),
+    ("echo_chamber.py --seeds 1 -1", "seeds = [1, -1]: at least 0"),
+    ("echo_chamber.py --kls abc", "kls = abc: write it as"),
+    ("echo_chamber.py --algorithms dpo", "algorithms = ['dpo']: one of grpo, ppo, expert"),
+    ("redistill.py tiny --trace 200", "trace = [200]: at most 100"),
+    ("selection.py nowhere --by foo", "by = ['foo']: one of effect, per_token, cosine"),
     ("echo_chamber.py --rounds 7", "rounds = 7: must share out"),
     ("echo_chamber.py --test x", "belong together"),
     ("echo_chamber.py --train x", "belong together"),
@@ -927,6 +940,19 @@ def test_experiments_say_what_they_would_do(tmp_path):
     assert "pretrain" not in quick                          # --quick names a base
     full = script("echo_chamber.py", "--studies", "sizes", "--dry-run", "--out", out)
     assert "--widths 128" in full and "grpo-kl1e-3-3" in full and "grpo-kl0-" not in full
+    mixture = script("pretrain.py", "mixture", "--dry-run", "--out", out)
+    assert f"--init {out}/w48.json" in mixture              # which nobody has written yet
+    (tmp_path / "test.jsonl").write_text("{}")
+    flags = "kk", "--base", "tests/golden", "--dry-run", "--out", out
+    test = f"{out}/data/test.jsonl"
+    for more, keep_out in (((), ("three",)), (("--test", tmp_path / "test.jsonl"), ("rl", "two", "three"))):
+        lines = script("redistill.py", *flags, *more).splitlines()
+        made = {line.rpartition("/")[2]: line for line in lines if "kk_gen.py --people" in line}
+        for name in ("rl", "two", "three"):                 # No puzzle of an official test is met.
+            assert (test in made[f"{name}.jsonl"].partition("--exclude")[2]) == (name in keep_out)
+        [effects] = [line for line in lines if line.startswith("python effect.py")]
+        [order] = [line for line in lines if "--parts judge=0" in line]
+        assert f"--test {out}/data/judge.jsonl" in effects and "--no-shuffle" not in order
     base = script("pretrain.py", "base", "--dry-run", "--out", out)
     assert f"--model {out}/careful/model" in base and "--num 84000" in base
     assert not out.exists()
@@ -939,6 +965,36 @@ def test_an_input_that_nobody_makes_is_missed_before_any_work(tmp_path):
         assert toy.run(*flags, code=2) == (
             f"toy.py: {toy.out}/c.jsonl: no such file or directory (b)\n")
     assert not toy.out.exists()
+
+
+def test_a_trainer_that_was_killed_in_its_first_step_goes_on(tmp_path, monkeypatch):
+    import conductor
+    started = []
+    monkeypatch.setattr(conductor.subprocess, "Popen", lambda command, **_: started.append(command))
+    stage = conductor.Stage(1, "a", ("python", "grpo.py", "--out", str(tmp_path)), "", str(tmp_path), "")
+    conductor.Running(stage)
+    (tmp_path / "rollouts").mkdir()                         # and no line of metrics yet
+    conductor.Running(stage)
+    assert ["--resume" in command for command in started] == [False, True]
+
+
+def test_a_distance_table_is_whole_or_not_there(tmp_path, monkeypatch):
+    """A stage that was stopped half-way must not look done."""
+    import drift
+
+    class Ruler:
+        def __init__(self, settings):
+            pass
+
+        def measure(self, path, number):
+            if number:
+                raise KeyboardInterrupt
+            return {"model": path}
+    monkeypatch.setattr(drift, "Ruler", Ruler)
+    settings = drift.Settings(base="", model=["a", "b"], out=str(tmp_path / "d.jsonl"), data="x")
+    with pytest.raises(KeyboardInterrupt):
+        drift.main(settings)
+    assert not (tmp_path / "d.jsonl").exists()
 
 
 def test_costs_by_hand():

@@ -290,6 +290,8 @@ def test_a_damaged_checkpoint_is_not_used(toy, tmp_path):
 def test_a_finished_run_is_left_as_it_is(toy, tmp_path):
     flags = (*BASIC, "--epochs", "0.2", "--out", tmp_path / "r")
     assert run(toy, *flags).returncode == 0
+    last = metrics(tmp_path / "r")[-1]
+    assert last["examples"] == round(last["epoch"] * len(read(toy / "docs.jsonl")))
     (tmp_path / "r" / "model" / "README.md").write_text("what I found")
     done = run(toy, *flags, "--resume")
     assert done.returncode == 0 and "complete: nothing to do" in done.stdout

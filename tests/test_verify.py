@@ -121,7 +121,8 @@ def command(tmp_path, rows, *flags):
 
 # ---- which box counts ------------------------------------------------------------------------
 @pytest.mark.parametrize("text, box", [
-    ("", None), ("no box, 5", None), (r"\boxed", None), (r"\boxed 5", None), (r"\boxed{}", ""),
+    ("", None), ("no box, 5", None), (r"\boxed", None), (r"\boxed 5", "5"), (r"so $\boxed -12$.", "-12"),
+    (r"\boxed{5} in \boxed form", "5"), (r"\boxed{}", ""),
     (r"\boxed{5}", "5"), (r"\boxed {5}", "5"), (r"\fbox{5}", "5"), (r"so $\boxed{5}$.", "5"),
     (r"\boxed{1}, then \boxed{2}", "2"), (r"\boxed{1} and \boxed{2", "1"), (r"\boxed{2", None),
     (r"\boxed{\boxed{5}}", "5"), (r"\boxed{6 \boxed{5}}", "5"), (r"\boxed{1 \boxed{2} 3} 4", "2"),
@@ -815,6 +816,18 @@ def test_command_prints_the_table_and_writes_it(tmp_path):
     assert by["math", "all"]["accuracy"] == 0.25 and by["math", "all"]["pass@4"] == 0.5
     knights = by["kk", 2]
     assert knights["accuracy"] == knights["majority@2"] == 1.0 and "pass@4" not in knights
+
+
+def test_points_are_a_unit_and_a_point_is_not():
+    assert math_equal(r"12 \text{ points}", "12") and math_equal("12 points", "12")
+    assert not math_equal("3 point 5", "3")
+
+
+def test_a_numbered_list_of_roles_on_one_line():
+    for box in ("(1) Zoey is a knight (2) Liam is a knave", "1. Zoey is a knight 2. Liam is a knave",
+                "1) Zoey is a knight, 2) Liam is a knave", "Zoey is a knight, Liam is a knave"):
+        assert verify.roles(box) == {"zoey": "knight", "liam": "knave"}, box
+    assert verify.roles("(1) Zoey is a knight (2) Zoey is a knave") is None
 
 
 def test_votes_of_a_mixed_file_are_counted_by_the_task_of_each_problem():
