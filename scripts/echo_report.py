@@ -76,7 +76,8 @@ def read_runs(folder: str) -> tuple[list[dict], list[dict]]:
         curve = rounds(run) if algorithm == "expert" else []
         if os.path.isdir(f"{run}/model"):
             curve = [row for row in read_jsonl(f"{run}/metrics.jsonl") if row["step"]]
-        if not curve or curve[-1]["step"] not in points:
+        planned = len(glob.glob(glob.escape(run) + "/round-*"))     # of Expert Iteration
+        if not curve or curve[-1]["step"] not in points or len(curve) < planned:
             print(f"{run}: not finished, left out", file=sys.stderr)
             continue
         label = {"mixture": mixture, "width": int(width), "algorithm": algorithm, "kl_weight": kl,

@@ -873,6 +873,9 @@ def test_echo_chamber_reports_what_was_answered(experiments, tmp_path):
     (copy / "base-0" / "grpo-kl1e-2-1" / "eval" / "1.jsonl.config.json").write_text("{}")
     script("echo_report.py", "--run", copy, "--out", copy)
     assert (copy / "evals.csv").read_text() == (echo / "evals.csv").read_text()
+    (copy / "base-0" / "expert-kl0-1" / "round-2").mkdir()  # One more round is still to come.
+    script("echo_report.py", "--run", copy, "--out", copy)
+    assert {row["algorithm"] for row in table(copy / "evals.csv")} == {"grpo", "ppo"}
 
 
 def test_echo_chamber_runs_on_official_files(experiments):
