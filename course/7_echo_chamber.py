@@ -153,9 +153,9 @@ for name, (shares, epochs) in pasts.items():
 # ## The echo
 #
 # With a few worked answers GRPO finds them, and repeats them until they are most of what it says.
-# Without them it has nothing good to repeat: pass@1 stays where it was, and pass@32 *falls*. Guesses
-# that were right by luck were made more likely, so the model now gives the same guess again and
-# again.
+# Without them it has nothing good to repeat: pass@1 stays where it was, and pass@32 *falls*.
+# Guesses that were right by luck were made more likely, so the model now gives the same guess again
+# and again.
 
 # %%
 for name in came:
