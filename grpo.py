@@ -179,7 +179,7 @@ class GRPO:
 
     def __init__(self, settings, ranks, policy, optimizer, reference=None):
         self.settings, self.ranks = settings, ranks
-        self.policy, self.optimizer = policy, optimizer
+        self.policy, self.optimizer, self.optimizers = policy, optimizer, [optimizer]
         self.reference = reference              # the policy at the start, where --kl needs it
 
     def parts(self) -> dict:
@@ -339,7 +339,7 @@ class Trainer:
                "seconds": {name: round(value, 3) for name, value in seconds.items()}}
         right = f"right {row['eval']['accuracy']:.1%}, " if "eval" in row else ""
         self.run.end_step(row, f"reward {row['reward']:.3f}, {right}{row['length']:.0f} tokens,"
-                          f" {rates['sample']:,} tokens/s", self.policy, self.method.optimizer)
+                          f" {rates['sample']:,} tokens/s", self.policy, self.method.optimizers)
 
 
 def train(settings, ranks, dtype) -> None:

@@ -103,6 +103,7 @@ class PPO(GRPO):
         super().__init__(settings, ranks, policy, optimizer, reference)
         self.critic = make_critic(policy)
         self.critic_optimizer = AdamW(self.critic, settings)
+        self.optimizers.append(self.critic_optimizer)
 
     def parts(self) -> dict:
         return super().parts() | {"critic.safetensors": self.critic.state_dict,
@@ -143,8 +144,6 @@ class PPO(GRPO):
             losses.append(accumulate(self.critic, minibatch, self.ranks, settings))
             self.critic_optimizer.update(settings.critic_lr, losses[-1])
             trained["skipped"] += self.critic_optimizer.skipped > 0
-        # A critic that is no longer finite must end a run, as a policy does.
-        self.optimizer.skipped = max(self.optimizer.skipped, self.critic_optimizer.skipped)
         answers = [answer for group in groups for answer in group]
         returns = torch.cat([answer.returns for answer in answers])
         errors = torch.cat([answer.values for answer in answers]) - returns

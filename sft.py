@@ -38,7 +38,7 @@ class Settings(Training):
     batch: int = limits(32, at_least=1)     # sequences in an update (paper: 32; long K&K: 64)
     max_length: int = limits(5000, at_least=2)      # longer examples are left out (paper: 5000)
     lr: float = limits(1e-5, above=0)       # (paper: 1e-5)
-    schedule: str = limits("cosine", one_of=SCHEDULES)      # down to zero (paper: cosine)
+    schedule: str = limits("cosine", one_of=SCHEDULES)      # down to nearly 0 (paper: cosine)
     warmup: int = limits(0, at_least=0)     # updates before the full rate (paper: 0)
     beta1: float = limits(0.9, at_least=0, below=1)         # AdamW's momentum (paper: 0.9)
     weight_decay: float = limits(0.0, at_least=0)           # (paper: 0)
@@ -146,11 +146,12 @@ class Trainer:
         state["tokens"] = state.get("tokens", 0) + tokens
         rate, seen = round(tokens / seconds), min(step * self.settings.batch, self.job.places)
         row = {"step": step, "epoch": round(seen / len(self.job.items), 4), **numbers,
-               "examples": seen, "tokens": state["tokens"], "seconds": round(seconds, 3), "tokens_per_second": rate}
+               "examples": seen, "tokens": state["tokens"], "seconds": round(seconds, 3),
+               "tokens_per_second": rate}
         shown = f"loss {row['loss']:.4f}, {rate:,} tokens/s"
         shown += f", val {row['val_loss']:.4f}" if "val_loss" in row else ""
         shown += f", right {row['eval']['accuracy']:.1%}" if "eval" in row else ""
-        self.run.end_step(row, shown, self.model, self.optimizer)
+        self.run.end_step(row, shown, self.model, [self.optimizer])
 
 
 def check(settings) -> None:

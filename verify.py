@@ -44,7 +44,8 @@ def last_boxed(text: str) -> str | None:
     its brace closes does not count. An escaped brace is text.
     """
     opened, start, end = [], -1, -1         # opened: where each open box began; -1: a plain brace
-    for match in re.finditer(r"\\(?:boxed|fbox)(?:\s*\{|\s+(-?\d+))|\\.|[{}]", text, re.DOTALL):
+    tokens = r"\\(?:boxed|fbox)(?:\s*\{|\s+(-?\d+)(?=\.?\s*(?:\$|\\[\])]|\Z)))|\\.|[{}]"
+    for match in re.finditer(tokens, text, re.DOTALL):
         token = match[0]
         if match[1]:
             start, end = match.span(1)

@@ -69,7 +69,7 @@ def units_of(words: list[str]) -> tuple[int, set[str]]:
     for place, written in enumerate(words):
         word = written.casefold()
         word = UNITS.get(word, UNITS.get(singular(word), singular(word)))
-        require({word, written}.isdisjoint(DOUBTS) or written == "points")
+        require({word, written}.isdisjoint(DOUBTS) or written.casefold() == "points")
         first = place == 0 or words[place - 1].casefold() in SCALES
         if first and word in SCALES:
             factor *= SCALES[word]

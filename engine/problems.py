@@ -124,16 +124,17 @@ def check(problem: dict) -> None:
 # ---- files -----------------------------------------------------------------------------------
 def short_names(files: list[str], folders: list[str]) -> list[str]:
     """What the ids call each file: its name, with as many folders as tell all the files apart, and
-    in a folder of data at least with those down from that one. (MATH/train and MATH/test have files
-    of the same names.)"""
+    below a folder of data at least with those down from that one. (MATH/train and MATH/test have
+    files of the same names.)"""
     real = list(map(os.path.realpath, files))
     if len(set(real)) < len(files):
         raise ValueError(f"{max(real, key=real.count)}: is given twice")
     paths = [os.path.abspath(file).split(os.sep) for file in files]
-    above = [len(os.path.abspath(folder).split(os.sep)) - 1 for folder in folders]
-    least = max((len(path) for path in paths), default=1) - min(above) if above else 1
-    for depth in range(least, max(map(len, paths)) + 1):
-        names = ["/".join(path[-depth:]) for path in paths]
+    tops = [os.path.abspath(folder).split(os.sep) for folder in folders]
+    least = [max([1, *(len(path) - len(top) + 1 for top in tops if path[:len(top)] == top)])
+             for path in paths]
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-max(depth, at_least):]) for path, at_least in zip(paths, least)]
         if len(set(names)) == len(files):
             break
     return names

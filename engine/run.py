@@ -51,8 +51,13 @@ class Run:
         # Locked before anybody looks: another process may just now write a checkpoint there.
         self.lock = lock_directory(self.out) if ranks.first and os.path.isdir(self.out) else None
         ranks.wait()
-        self.checkpoint = self._newest_checkpoint()
-        self._check(files)
+        try:
+            self.checkpoint = self._newest_checkpoint()
+            self._check(files)
+        except BaseException:
+            if self.lock is not None:
+                os.close(self.lock)
+            raise
         ranks.wait()                                        # all have looked before one writes
         if ranks.first:
             self.lock = self.lock or lock_directory(self.out)
@@ -181,8 +186,9 @@ class Run:
         except OSError as error:
             raise OSError(f"cannot write {self.metrics}: {error.strerror}") from None
 
-    def end_step(self, row: dict, shown: str, model, optimizer) -> None:
+    def end_step(self, row: dict, shown: str, model, optimizers: list) -> None:
         """Log a step; save when it is time to; leave if asked to or if nothing is finite."""
+        skipped = max(one.skipped for one in optimizers)    # updates in a row, of policy or critic
         self.shown = shown                                  # stays in the bar during the next step
         self.bar.set_postfix_str(shown, refresh=False)
         self.bar.update()
@@ -191,15 +197,15 @@ class Run:
         if row["skipped"] and self.ranks.first:
             tqdm.write(f"step {step}: the loss or the gradient is not finite; its update is"
                        " left out", file=sys.stderr)
-        if optimizer.skipped >= min(GIVE_UP_AFTER, self.last):
-            raise FloatingPointError(f"the last {optimizer.skipped} losses or gradients were not"
+        if skipped >= min(GIVE_UP_AFTER, self.last):
+            raise FloatingPointError(f"the last {skipped} losses or gradients were not"
                                      f" finite; what {self.out} holds is from before")
         if step in self.settings.keep_at and self.ranks.first:
             save(model, self._kept(step))                   # before the checkpoint: none is lost
         # All processes must leave at the same step, whichever of them was asked to.
         stopping = self.ranks.sum([float(self.asked_to_stop is not None)])[0] > 0
         last = step == self.last
-        if (step % self.settings.save_every == 0 or last or stopping) and not optimizer.skipped:
+        if (step % self.settings.save_every == 0 or last or stopping) and not skipped:
             self.save_checkpoint(model)
         if stopping and not last:
             raise Stopped(f"stopped after step {step}; --resume goes on from the last checkpoint")
@@ -230,14 +236,20 @@ class Run:
     def finish(self, model) -> None:
         """Save the model. If this run was at its end before, nothing is touched."""
         path = os.path.join(self.out, "model")
-        if (self.ranks.first and self.bar.n == self.bar.initial and os.path.exists(path)
-                and model_digest(path) == model_digest(os.path.join(self.checkpoint, "model"))):
+        if self.ranks.first and self.bar.n == self.bar.initial and self._is_saved(path):
             print(f"{path} is complete: nothing to do")
         elif self.ranks.first:
             save(model, path)
             if sys.stdout.isatty():             # A person has typed this, not an experiment.
                 print(f"to look at it: python scripts/page.py {shlex.quote(self.out)}")
         self.ranks.wait()
+
+    def _is_saved(self, path: str) -> bool:
+        """Is the model there that the last checkpoint has? A kill may have left that of fewer steps."""
+        try:
+            return model_digest(path) == model_digest(os.path.join(self.checkpoint, "model"))
+        except (OSError, ValueError):
+            return False
 
     def write_rollouts(self, step: int, groups: list[list[dict]]) -> None:
         """The answers of a step as JSONL, and a few of them to read."""

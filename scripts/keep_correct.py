@@ -43,6 +43,8 @@ def main(settings: Settings) -> None:
             known.add(row["response"])
             chosen.append(row)
     most = len(read_jsonl(settings.as_many_as)) if settings.as_many_as else settings.num or None
+    if most == 0:
+        raise ValueError(f"{settings.as_many_as}: no lines")
     chosen = chosen[:most]
     if not chosen:
         raise ValueError(f"none of {number} answers is {word}")

@@ -200,9 +200,10 @@ def report(runs: list[str], out: str) -> None:
     if goal_rows:
         lines += ["", "Two goals:", "", *goal_table(goal_rows)]
     if curve_rows:
-        lines += ["", "Problems chosen by effect:", "", *curve_table(curve_rows), "",
-                  "Rank correlation of a problem's effect with its effect from other answers: "
-                  + spread([r for r in map(reliability, runs) if r is not None], ".2f") + "."]
+        lines += ["", "Problems chosen by effect:", "", *curve_table(curve_rows)]
+    if known := [r for r in map(reliability, runs) if r is not None]:
+        lines += ["", "Rank correlation of a problem's effect with its effect from other answers:"
+                  f" {spread(known, '.2f')}."]
     tables = {"models": rows, "goals": goal_rows, "curves": curve_rows}
     write(out, lines, draw(rows, goal_rows, curve_rows),
           **{name: table for name, table in tables.items() if table})

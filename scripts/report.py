@@ -150,7 +150,8 @@ def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
                         for _, row in numbered_rows(path)]
             # Without those that were too long. (Runs of before did not count.)
             seen = steps[-1].get("examples", settings["epochs"] * len(examples))
-            model |= {"made_with": "SFT", "examples": round(seen / settings["epochs"])}
+            count = min(len(examples), round(seen / settings["epochs"]))
+            model |= {"made_with": "SFT", "examples": count}
             if all("tokens" in row for row in examples):
                 model["answer_tokens"] = sum(len(row["tokens"]) for row in examples)
             for path in settings["data"]:

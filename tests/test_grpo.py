@@ -378,6 +378,9 @@ def test_more_steps_may_be_asked_of_a_run(toy, tmp_path):
     assert again.returncode == 0 and "complete" not in again.stdout
     assert_equal_weights(weights(tmp_path / "r"), weights(tmp_path / "w"))
     assert "complete" in run(toy, *flags, "4", "--resume", script="grpo.py").stdout
+    (tmp_path / "r" / "model" / "model.safetensors").unlink()
+    assert run(toy, *flags, "4", "--resume", script="grpo.py").returncode == 0
+    assert_equal_weights(weights(tmp_path / "r"), weights(tmp_path / "w"))
     fewer = run(toy, *flags, "3", "--resume", script="grpo.py")
     assert fewer.returncode == 2 and "steps = 3: the run is at step 4 already" in fewer.stderr
 

@@ -116,7 +116,7 @@ def test_a_critic_that_is_not_finite_is_noticed():
         for answer in group:
             answer.returns = answer.returns * float("inf")
     assert one.update(answers, 1e-3)["skipped"] == 4            # of the critic alone
-    assert one.optimizer.skipped == 4                           # Five in a row end a run.
+    assert [o.skipped for o in one.optimizers] == [0, 4]        # Five in a row end a run.
 
 
 # ---- the critic ------------------------------------------------------------------------------

@@ -145,6 +145,16 @@ def test_math_as_it_was_published(tmp_path):
         assert reward(row, row["response"], True) == 1
 
 
+def test_ids_do_not_depend_on_where_a_folder_lies(tmp_path):
+    for place in ("here", "elsewhere/deeper"):
+        for name in ("x.jsonl", "sub/y.jsonl"):
+            put(tmp_path / place / "data" / name, json.dumps(MATH[0]))
+        put(tmp_path / place / "one.jsonl", json.dumps(MATH[0]))
+        paths = [str(tmp_path / place / name) for name in ("data", "one.jsonl")]
+        assert [one["id"] for one in read_problems(paths)] == [
+            "data/sub/y.jsonl:1", "data/x.jsonl:1", "one.jsonl:1"]
+
+
 @pytest.mark.extras
 def test_parquet_and_its_shards(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")

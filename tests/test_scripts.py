@@ -142,6 +142,8 @@ def test_the_correct_are_kept(tmp_path):
         "--as-many-as", write(tmp_path / "three.jsonl", [{}] * 3))
     assert len(kept("--per-problem", 0)) == 7           # the same answer twice is one
     assert sorted(row["id"] for row in kept("--wrong", "--per-problem", 0)) == ["a", "b", "c"]
+    assert "0.jsonl: no lines" in script("keep_correct.py", "--data", first, "--as-many-as", write(
+        tmp_path / "0.jsonl", []), "--out", tmp_path / "none.jsonl", code=2)
     wrong = write(tmp_path / "3.jsonl", [rollout("b", "knave")])
     assert "none of 1 answers is correct" in script("keep_correct.py", "--data", wrong, "--out",
                                                     tmp_path / "none.jsonl", code=2)

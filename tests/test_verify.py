@@ -122,7 +122,9 @@ def command(tmp_path, rows, *flags):
 # ---- which box counts ------------------------------------------------------------------------
 @pytest.mark.parametrize("text, box", [
     ("", None), ("no box, 5", None), (r"\boxed", None), (r"\boxed 5", "5"), (r"so $\boxed -12$.", "-12"),
-    (r"\boxed{5} in \boxed form", "5"), (r"\boxed{}", ""),
+    (r"\boxed{5} in \boxed form", "5"), (r"\[\boxed 3.\]", "3"), (r"$\boxed 12.5$", None),
+    (r"$\boxed 1/2$", None), (r"$\boxed 1,000$", None), (r"$\boxed 50\%$", None),
+    (r"\boxed{7}. I put it in \boxed 1 time", "7"), (r"\boxed{}", ""),
     (r"\boxed{5}", "5"), (r"\boxed {5}", "5"), (r"\fbox{5}", "5"), (r"so $\boxed{5}$.", "5"),
     (r"\boxed{1}, then \boxed{2}", "2"), (r"\boxed{1} and \boxed{2", "1"), (r"\boxed{2", None),
     (r"\boxed{\boxed{5}}", "5"), (r"\boxed{6 \boxed{5}}", "5"), (r"\boxed{1 \boxed{2} 3} 4", "2"),

@@ -1,6 +1,7 @@
 """A command of the tests without its first second, which is `import torch`: a server has imported it, and
-forks a process for each command. All else is as in a shell: arguments, folder, environment, what it
-says, how it ends."""
+forks a process for each command. Arguments, folder, what it says and how it ends are as in a shell.
+Not so: all forks order their sets alike (so `helpers.finish` makes the run without a kill in a process
+of its own), and what is read from the environment when torch is imported is read once."""
 import multiprocessing
 import os
 import runpy
@@ -24,5 +25,7 @@ def begin(command, folder, env, out, error):
     for number, path in ((1, out), (2, error)):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
     sys.argv = [*command]
-    sys.path[0] = os.path.dirname(command[0])
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path = [os.path.dirname(command[0]), *(     # no room of the project, unless a script adds it
+        path for path in sys.path if "site-packages" in path or not os.path.abspath(path).startswith(root))]
     runpy.run_path(command[0], run_name="__main__")
