@@ -46,11 +46,11 @@ def read_examples(paths: list[str]) -> list[tuple[str, dict]]:
     return examples
 
 
-def without_end(row: dict) -> dict:
+def without_end(row: dict, ends=END_TOKENS) -> dict:
     """Many public responses spell their end token. It is taken off here, with the whitespace behind
     it, because `response_ids` adds it. The tokens of a rollout tell how it ended."""
     text = row["response"].rstrip()
-    end = next((end for end in END_TOKENS if text.endswith(end)), None)
+    end = next((end for end in ends if text.endswith(end)), None)
     if isinstance(row.get("tokens"), list) or end is None:
         return row
     return {**row, "response": text.removesuffix(end), "finished": True}
@@ -86,6 +86,8 @@ def as_sequences(examples, tokenizer, end: int, max_length: int, loss_on="respon
     sequences, size = [], tokenizer.get_vocab_size(with_added_tokens=True)
     for at in tqdm(range(0, len(examples), 1000), desc="tokenise", disable=len(examples) < 20_000):
         some = examples[at:at + 1000]
+        if (own := tokenizer.id_to_token(end)) not in END_TOKENS:       # those are off already
+            some = [(place, without_end(row, [own])) for place, row in some]
         if chat_family(tokenizer) == "llama3":
             some = [(place, without_newline(row)) for place, row in some]
         prompts = encode_prompts(tokenizer, [row["prompt"] for _, row in some])

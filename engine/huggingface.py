@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from engine.files import read_json, refuse_run_directory, whole_directory
+from engine.prompts import END_TOKENS
 
 # The files besides the weights. A model keeps their content, and is saved with it.
 CARRIED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
@@ -66,7 +67,7 @@ def _refuse_unknown(path: str, raw: dict) -> None:
         if not isinstance(raw.get(name) or {}, dict):
             raise ValueError(f"{path}: {name} = {json.dumps(raw[name])}: not an object")
     scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    layers, full = raw.get("num_hidden_layers"), raw.get("max_window_layers")
+    layers, full = raw.get("num_hidden_layers"), raw.get("max_window_layers", 28)
     sliding = (raw.get("use_sliding_window") and raw.get("sliding_window") and full is not None
                and not (isinstance(full, int) and isinstance(layers, int) and full >= layers))
     for name, is_refused in (
@@ -139,6 +140,15 @@ def eos_of(files: dict[str, bytes]) -> tuple[int, ...]:
     return tuple(ids)
 
 
+def all_ends(model) -> list[int]:
+    """The tokens that end a text, and the end tokens of chats that the tokenizer has: the sampler
+    stops at all of them, and training has taught some."""
+    tokenizer = json.loads(model.files.get("tokenizer.json", b"null")) or {}
+    vocab = dict((tokenizer.get("model") or {}).get("vocab") or {})
+    vocab |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+    return list(dict.fromkeys([*model.eos_ids, *(vocab[name] for name in END_TOKENS if name in vocab)]))
+
+
 def set_files(model, files: dict[str, bytes], where: str) -> None:
     """Give a model its config and tokenizer files, and what they say about its tokens."""
     size = tokenizer_size(files)
@@ -167,6 +177,12 @@ def read_model(model, path: str, device, dtype) -> None:
         for name, weight in model.named_parameters():
             with safe_open(places[name][0], framework="pt") as tensors:  # An open file keeps
                 weight.copy_(tensors.get_tensor(name))                   # in memory what was read.
+        if known & places.keys():               # transformers would not tie these two
+            with safe_open(places["lm_head.weight"][0], framework="pt") as tensors:
+                stored = tensors.get_tensor("lm_head.weight").to(dtype)
+            if not torch.equal(stored, model.head_weight.cpu()):
+                raise ValueError(f"{path}: tie_word_embeddings is true, but lm_head.weight is not the"
+                                 " embedding")
     if broken := _not_finite(model):
         raise ValueError(f"{path}: {broken} holds numbers that are not finite")
 
@@ -203,7 +219,7 @@ def _places(path: str) -> dict[str, tuple[str, list[int]]]:
 def shards(path: str) -> list[str]:
     """The files that hold the weights of a model directory."""
     index, names = read_json(f"{path}/model.safetensors.index.json"), ["model.safetensors"]
-    if index is not None:
+    if index is not None and not os.path.exists(f"{path}/model.safetensors"):   # as transformers
         try:
             names = sorted(set(index["weight_map"].values()))
         except (TypeError, KeyError, AttributeError):
@@ -237,7 +253,8 @@ def write_model(model, path: str, dtype: torch.dtype | None, shard_bytes: int) -
     dtype = dtype or model.head_weight.dtype
     with whole_directory(path) as folder:
         index = _write_weights(dict(model.named_parameters()), folder, dtype, shard_bytes)
-        for name, content in {**model.files, "config.json": _config(model, dtype), **index}.items():
+        files = {**model.files, "config.json": _config(model, dtype), **_generation(model), **index}
+        for name, content in files.items():
             Path(folder, name).write_bytes(content)
 
 
@@ -259,6 +276,14 @@ def _write_weights(weights, folder: str, dtype, shard_bytes: int) -> dict[str, b
     return file if len(shards) > 1 else {}
 
 
+def _generation(model) -> dict[str, bytes]:
+    """generation_config.json, where one came with the model that does not name all ends of a text."""
+    ends, content = all_ends(model), json.loads(model.files.get("generation_config.json", b"null"))
+    if content is None or len(ends) == len(model.eos_ids):
+        return {}
+    return {"generation_config.json": json.dumps({**content, "eos_token_id": ends}, indent=2).encode()}
+
+
 def _config(model, dtype) -> bytes:
     """The config.json that came with the model, or a new one. Keys that are unknown here stay, and
     a field that was left out is written: others may read another default into it."""
@@ -274,5 +299,7 @@ def _config(model, dtype) -> bytes:
         config["rope_scaling"] = {"rope_type": "llama3", **stretch}
     inside = config.get("rope_parameters") or {}            # where transformers 5 has rope_theta
     config |= {name: value for name, value in written.items() if name not in {**config, **inside}}
+    if len(ends := all_ends(model)) > len(model.eos_ids):
+        config["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")
     return json.dumps(config, indent=2).encode()

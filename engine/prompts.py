@@ -48,7 +48,8 @@ def pieces(prompt: str, family: str = "chatml") -> list[tuple[str, bool]]:
     if end and prompt.startswith(begin + "user\n"):
         question = prompt[len(begin):len(prompt) - len(end)]
         if family == "llama3":
-            return [(LLAMA3[0], True), ("\n" + question.removeprefix("user"), False),
+            question = question.removeprefix("user\n").strip()     # as its own template does
+            return [(LLAMA3[0], True), ("\n\n" + question, False),
                     (LLAMA3[1], True)]
         return [(begin, True), (question, False), (end, True)]
     return [(prompt, not (prompt.startswith(BASE[0]) and prompt.endswith(BASE[1])))]

@@ -28,15 +28,21 @@ def load_tokenizer(path: str):
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
+    tags = "<|im_start|>", "<|start_header_id|>"
+    if all(tokenizer.token_to_id(tag) is None for tag in tags):
+        print(f"{path}: its tokenizer knows no tags of a chat: those of chat prompts are plain text",
+              file=sys.stderr)
     if chat_family(tokenizer) == "llama3":
         print(f"{path}: chat prompts are written with Llama 3's tags", file=sys.stderr)
     return tokenizer
 
 
 def chat_family(tokenizer) -> str:
-    """Which tags of a chat this tokenizer knows."""
-    is_llama = tokenizer.token_to_id("<|start_header_id|>") is not None
-    return "llama3" if is_llama else "chatml"
+    """Which tags of a chat this tokenizer knows. Where it knows both, those of ChatML were added to a
+    Llama on purpose."""
+    chatml, llama3 = (tokenizer.token_to_id(tag) is not None
+                      for tag in ("<|im_start|>", "<|start_header_id|>"))
+    return "llama3" if llama3 and not chatml else "chatml"
 
 
 def opening(tokenizer) -> list[int]:

@@ -12,7 +12,7 @@ import sample as S
 from engine.examples import as_sequences
 from engine.memory import parameters_in
 from engine.prompts import SYSTEM, prompt_text
-from engine.tokenizer import encode_prompts, load_tokenizer, stop_ids
+from engine.tokenizer import chat_family, encode_prompts, load_tokenizer, stop_ids
 from helpers import naive_logprobs, tiny
 from test_effect import direction, one_by_one, some_sequences
 from test_effect import settings as effect_settings
@@ -109,9 +109,9 @@ def test_a_chat_prompt_is_written_with_the_tags_of_the_model(tmp_path, capsys):
     plain = llama_tokenizer(tmp_path)
     tokenizer = load_tokenizer(str(tmp_path))
     assert "Llama 3's tags" in capsys.readouterr().err
-    for question in ("What is 1?", "\n a ", "<|eot_id|>"):
+    for question in ("What is 1?", "\n a ", "<|eot_id|>"):     # Its own template strips it, too.
         wanted = (f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>"
-                  f"<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
+                  f"<|start_header_id|>user<|end_header_id|>\n\n{question.strip()}<|eot_id|>"
                   "<|start_header_id|>assistant<|end_header_id|>\n\n")
         [ids] = encode_prompts(tokenizer, [prompt_text(question, "chat")])
         plain.encode_special_tokens = False
@@ -119,6 +119,27 @@ def test_a_chat_prompt_is_written_with_the_tags_of_the_model(tmp_path, capsys):
         assert ids.count(0) == 1 and ids.count(4) == 2      # No tag is a question's, or doubled.
         assert (ids == spelled) == (question != "<|eot_id|>")
     assert stop_ids(types.SimpleNamespace(eos_ids=(9,)), tokenizer) == {1, 4, 9}
+
+
+def test_the_family_of_a_tokenizer(tmp_path, capsys):
+    both = llama_tokenizer(tmp_path)
+    both.add_special_tokens(["<|im_start|>", "<|im_end|>"])     # fine-tuned to ChatML
+    both.save(str(tmp_path / "tokenizer.json"))
+    assert chat_family(load_tokenizer(str(tmp_path))) == "chatml" and not capsys.readouterr().err
+    from tokenizers import Tokenizer, models
+    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    load_tokenizer(str(tmp_path))
+    assert "knows no tags of a chat" in capsys.readouterr().err
+
+
+def test_an_answer_that_spells_the_models_own_end_token_ends_once(tmp_path):
+    tokenizer = llama_tokenizer(tmp_path)
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.encode_special_tokens = True
+    end = tokenizer.token_to_id("</s>")
+    one, other = as_sequences([("a:1", {"prompt": "a", "response": text}) for text in ("b</s>", "b")],
+                              tokenizer, end, 99)
+    assert one.tokens.tolist() == other.tokens.tolist() and one.tokens[-1] == end
 
 
 def test_an_sft_example_with_the_newline_in_the_answer_fits_every_family(tmp_path):

@@ -293,6 +293,45 @@ def test_save_and_load_carry_everything(tmp_path):
         assert torch.equal(a.bfloat16().float(), b)
 
 
+def test_a_saved_model_names_every_token_that_ends_an_answer(tmp_path):
+    """SFT teaches <|endoftext|>, the sampler stops at <|im_end|> too, and others must do the same."""
+    path = copy_golden(tmp_path / "a", eos_token_id=2)
+    for content in (None, {"eos_token_id": 2, "top_k": 5}, {}):
+        (tmp_path / "a" / "generation_config.json").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "a" / "generation_config.json").write_text(json.dumps(content))
+        M.save(M.load(path), str(tmp_path / "b"))
+        config = json.loads((tmp_path / "b" / "config.json").read_text())
+        assert config["eos_token_id"] == [2, 0] and M.load(str(tmp_path / "b")).eos_ids == (2, 0)
+        assert (tmp_path / "b" / "generation_config.json").exists() == (content is not None)
+        if content is not None:
+            assert json.loads((tmp_path / "b" / "generation_config.json").read_text()) == {
+                **content, "eos_token_id": [2, 0]}
+
+
+def test_a_head_that_is_stored_though_it_is_tied(tmp_path):
+    path = copy_golden(tmp_path / "a")
+    file = tmp_path / "a" / "model.safetensors"
+    stored = load_file(file)
+    for more, fits in ((0, True), (1, False)):
+        head = stored["model.embed_tokens.weight"] + more
+        save_file({**stored, "lm_head.weight": head}, file, metadata={"format": "pt"})
+        if fits:
+            M.load(path)
+        else:
+            with pytest.raises(ValueError, match="lm_head.weight is not the embedding"):
+                M.load(path)
+
+
+def test_a_whole_file_counts_before_an_index(tmp_path):
+    """As for transformers."""
+    one, two = tiny(1), tiny(2)
+    M.save(one, str(tmp_path / "m"), shard_bytes=5000)
+    M.save(two, str(tmp_path / "n"))
+    shutil.copy(tmp_path / "n" / "model.safetensors", tmp_path / "m")
+    assert torch.equal(M.load(str(tmp_path / "m")).head_weight, two.head_weight)
+
+
 def test_a_model_from_scratch_saves_a_config_that_loads(tmp_path):
     model = tiny(head_dim=10)
     model.eos_ids = (3,)
@@ -363,6 +402,8 @@ def test_impossible_configs_are_refused(tmp_path, change, words):
 def test_broken_files_beside_the_weights_are_named(tmp_path, name, text, words):
     path = copy_golden(tmp_path / "m")
     (tmp_path / "m" / name).write_text(text)
+    if "index" in name:
+        (tmp_path / "m" / "model.safetensors").unlink()     # or it would count
     with pytest.raises(ValueError, match=words):
         M.load(path)
 
@@ -398,6 +439,9 @@ def test_a_model_that_broke_replaces_no_good_one(tmp_path):
 
 def test_an_active_sliding_window_is_refused_an_inactive_one_is_not(tmp_path):
     window = {"layer_types": None, "sliding_window": 128, "max_window_layers": 1}
+    with pytest.raises(ValueError, match="cannot run sliding_window"):      # from layer 28 on
+        M.Config.load(copy_golden(tmp_path / "late", **{
+            **window, "max_window_layers": None, "use_sliding_window": True, "num_hidden_layers": 30}))
     with pytest.raises(ValueError, match="sliding_window"):
         M.load(copy_golden(tmp_path / "a", use_sliding_window=True, **window))
     M.load(copy_golden(tmp_path / "b", use_sliding_window=False, **window))     # Qwen2.5's own
