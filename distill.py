@@ -124,8 +124,9 @@ def check(settings) -> None:
                              f" max_new_tokens = {longest}")
     idle = {*teachers}
     for problem in read_problems(settings.data, settings.template):
-        idle.discard(teacher_of(problem, teachers))
-        if teacher_of(problem, teachers) is None:
+        name = teacher_of(problem, teachers)
+        idle.discard(name)
+        if name is None:
             raise ValueError(f"teacher = {' '.join(settings.teacher)}: none for problem"
                              f" {problem['id']}, task {problem['task']}, level {problem['level']}")
     if idle:

@@ -39,7 +39,7 @@ class Settings:
     show: int = limits(0, at_least=0)   # print so many examples; without --out write no file
     template: str = limits("chat", one_of=("chat", "base", "compact"))  # compact: for tiny models
     cot: str = limits("", one_of=("", *STYLES))         # add a `response` in this style
-    source: str = ""                    # take the first --num puzzles of a size from this K&K file
+    source: str = ""                    # K&K file to take puzzles (--num of a size) and words from
     exclude: list[str] = field(default_factory=list)    # K&K files with puzzles to leave out
 
 

@@ -44,12 +44,12 @@ def last_boxed(text: str) -> str | None:
     its brace closes does not count. An escaped brace is text.
     """
     opened, start, end = [], -1, -1         # opened: where each open box began; -1: a plain brace
-    tokens = r"\\(?:boxed|fbox)(?:\s*\{|\s+(-?\d+)(?=\.?\s*(?:\$|\\[\])]|\Z)))|\\.|[{}]"
-    for match in re.finditer(tokens, text, re.DOTALL):
+    marks = r"\\(?:boxed|fbox)(?:\s*\{|\s+(-?\d+)(?=\.?\s*(?:\$|\\[\])]|\Z)))|\\.|[{}]"
+    for match in re.finditer(marks, text, re.DOTALL):
         token = match[0]
         if match[1]:
             start, end = match.span(1)
-        elif token == "}":                    # Keep the box that begins last.
+        elif token == "}":                  # Keep the box that begins last.
             if opened and (begin := opened.pop()) > start:
                 start, end = begin, match.start()
         elif token == "{" or len(token) > 2:    # { or \boxed{; an escaped character has length 2

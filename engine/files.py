@@ -254,5 +254,5 @@ def _replace(new: str, path: str) -> None:
         return
     swap = getattr(ctypes.CDLL(None), "renameat2", None)            # Linux; 2: RENAME_EXCHANGE
     if swap is None or swap(-100, os.fsencode(new), -100, os.fsencode(path), 2) != 0:
-        os.rename(path, f"{path}.partial-old")      # (A kill here would leave the old one under
-        os.rename(new, path)                        # that name. Linux has the swap, in one step.)
+        os.rename(path, f"{path}.partial-old")      # Between these two there is none: only where the
+        os.rename(new, path)                        # system, unlike Linux, cannot swap.

@@ -131,7 +131,7 @@ def parse(settings_class, description: str, positional: str = "", argv=None):
     settings = settings_class(**vars(parser.parse_args(argv)))
     sys.excepthook = _end_quietly
     for name, value in vars(settings).items():      # "$DIR", where this variable is not set
-        if value == "" != fields[name].default or isinstance(value, list) and "" in value:
+        if value == "" and fields[name].default != "" or isinstance(value, list) and "" in value:
             stop(f"{name} is empty")
     try:
         check(settings)

@@ -67,7 +67,8 @@ def _refuse_unknown(path: str, raw: dict) -> None:
         if not isinstance(raw.get(name) or {}, dict):
             raise ValueError(f"{path}: {name} = {json.dumps(raw[name])}: not an object")
     scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
-    layers, full = raw.get("num_hidden_layers"), raw.get("max_window_layers", 28)
+    layers = raw.get("num_hidden_layers")
+    full = raw.get("max_window_layers", 28)                     # what transformers takes without it
     sliding = (raw.get("use_sliding_window") and raw.get("sliding_window") and full is not None
                and not (isinstance(full, int) and isinstance(layers, int) and full >= layers))
     for name, is_refused in (
@@ -113,15 +114,16 @@ def read_files(path: str) -> dict[str, bytes]:
     return {name: Path(path, name).read_bytes() for name in CARRIED if Path(path, name).exists()}
 
 
-def tokenizer_size(files: dict[str, bytes]) -> int | None:
-    """One more than the highest id in tokenizer.json. None where there is no such file."""
+def vocabulary(files: dict[str, bytes]) -> tuple[dict[str, int], int]:
+    """The tokens of tokenizer.json with their ids, and one more than the highest id. Where there is
+    no such file: nothing, and 0."""
     if "tokenizer.json" not in files:
-        return None
+        return {}, 0
     try:
         tokenizer = json.loads(files["tokenizer.json"])
-        ids = [token["id"] for token in tokenizer.get("added_tokens", [])]
-        ids += tokenizer["model"]["vocab"].values()
-        return max(ids, default=-1) + 1
+        added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
+        ids = {**tokenizer["model"]["vocab"], **added}
+        return ids, max(ids.values(), default=-1) + 1
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError("tokenizer.json: not a tokenizer of the tokenizers package") from None
 
@@ -140,22 +142,27 @@ def eos_of(files: dict[str, bytes]) -> tuple[int, ...]:
     return tuple(ids)
 
 
-def all_ends(model) -> list[int]:
-    """The tokens that end a text, and the end tokens of chats that the tokenizer has: the sampler
-    stops at all of them, and training has taught some."""
-    tokenizer = json.loads(model.files.get("tokenizer.json", b"null")) or {}
-    vocab = dict((tokenizer.get("model") or {}).get("vocab") or {})
-    vocab |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    return list(dict.fromkeys([*model.eos_ids, *(vocab[name] for name in END_TOKENS if name in vocab)]))
+def name_all_ends(files: dict[str, bytes], ids: dict[str, int]) -> dict[str, bytes]:
+    """The files, which name every token that ends an answer. The sampler also stops at the end tokens
+    of chats, and training teaches some: whoever loads a model that we save must do the same."""
+    own = eos_of(files)
+    more = [ids[name] for name in END_TOKENS if name in ids and ids[name] not in own]
+    for name in ("config.json", "generation_config.json") if more else ():
+        content = json.loads(files.get(name, b"null"))
+        if content is not None:
+            named = {**content, "eos_token_id": [*own, *more]}
+            files = {**files, name: json.dumps(named, indent=2).encode()}
+    return files
 
 
 def set_files(model, files: dict[str, bytes], where: str) -> None:
     """Give a model its config and tokenizer files, and what they say about its tokens."""
-    size = tokenizer_size(files)
-    if size is not None and size > model.config.vocab_size:
+    ids, size = vocabulary(files)
+    if size > model.config.vocab_size:
         raise ValueError(f"{where}: the tokenizer has ids up to {size - 1}, the model's vocabulary"
                          f" ends at {model.config.vocab_size - 1}")
-    model.files, model.vocab, model.eos_ids = files, size or model.config.vocab_size, eos_of(files)
+    model.files = name_all_ends(files, ids)
+    model.vocab, model.eos_ids = size or model.config.vocab_size, eos_of(files)
 
 
 # ---- weights in ------------------------------------------------------------------------------
@@ -253,8 +260,7 @@ def write_model(model, path: str, dtype: torch.dtype | None, shard_bytes: int) -
     dtype = dtype or model.head_weight.dtype
     with whole_directory(path) as folder:
         index = _write_weights(dict(model.named_parameters()), folder, dtype, shard_bytes)
-        files = {**model.files, "config.json": _config(model, dtype), **_generation(model), **index}
-        for name, content in files.items():
+        for name, content in {**model.files, "config.json": _config(model, dtype), **index}.items():
             Path(folder, name).write_bytes(content)
 
 
@@ -276,14 +282,6 @@ def _write_weights(weights, folder: str, dtype, shard_bytes: int) -> dict[str, b
     return file if len(shards) > 1 else {}
 
 
-def _generation(model) -> dict[str, bytes]:
-    """generation_config.json, where one came with the model that does not name all ends of a text."""
-    ends, content = all_ends(model), json.loads(model.files.get("generation_config.json", b"null"))
-    if content is None or len(ends) == len(model.eos_ids):
-        return {}
-    return {"generation_config.json": json.dumps({**content, "eos_token_id": ends}, indent=2).encode()}
-
-
 def _config(model, dtype) -> bytes:
     """The config.json that came with the model, or a new one. Keys that are unknown here stay, and
     a field that was left out is written: others may read another default into it."""
@@ -299,7 +297,5 @@ def _config(model, dtype) -> bytes:
         config["rope_scaling"] = {"rope_type": "llama3", **stretch}
     inside = config.get("rope_parameters") or {}            # where transformers 5 has rope_theta
     config |= {name: value for name, value in written.items() if name not in {**config, **inside}}
-    if len(ends := all_ends(model)) > len(model.eos_ids):
-        config["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")
     return json.dumps(config, indent=2).encode()

@@ -40,7 +40,6 @@ class RolloutFile:
         self.complete = os.path.exists(path)
         begun = os.path.exists(self.partial) and os.path.getsize(self.partial) > 0
         self.is_new = not self.complete and not begun
-        self.file = None                                    # OUT.partial, locked while it is open
         if self.is_new:
             check_output(path, [settings.data])
         else:
@@ -64,7 +63,7 @@ class RolloutFile:
         check_same(self.made_with["inputs"], inputs, self.path)
 
     def _open(self) -> None:
-        """Open OUT.partial to add to it; ValueError where another process does."""
+        """Open OUT.partial to add to it, and lock it; ValueError where another process has."""
         self.file = open(self.partial, "a", encoding="utf-8")
         lock(self.file.fileno(), f"another process is writing {self.path}")
 

@@ -51,13 +51,8 @@ class Run:
         # Locked before anybody looks: another process may just now write a checkpoint there.
         self.lock = lock_directory(self.out) if ranks.first and os.path.isdir(self.out) else None
         ranks.wait()
-        try:
-            self.checkpoint = self._newest_checkpoint()
-            self._check(files)
-        except BaseException:
-            if self.lock is not None:
-                os.close(self.lock)
-            raise
+        self.checkpoint = self._newest_checkpoint()
+        self._check(files)
         ranks.wait()                                        # all have looked before one writes
         if ranks.first:
             self.lock = self.lock or lock_directory(self.out)

@@ -28,21 +28,20 @@ def load_tokenizer(path: str):
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    tags = "<|im_start|>", "<|start_header_id|>"
-    if all(tokenizer.token_to_id(tag) is None for tag in tags):
+    family = chat_family(tokenizer)
+    if not family:
         print(f"{path}: its tokenizer knows no tags of a chat: those of chat prompts are plain text",
               file=sys.stderr)
-    if chat_family(tokenizer) == "llama3":
+    if family == "llama3":
         print(f"{path}: chat prompts are written with Llama 3's tags", file=sys.stderr)
     return tokenizer
 
 
 def chat_family(tokenizer) -> str:
-    """Which tags of a chat this tokenizer knows. Where it knows both, those of ChatML were added to a
-    Llama on purpose."""
-    chatml, llama3 = (tokenizer.token_to_id(tag) is not None
-                      for tag in ("<|im_start|>", "<|start_header_id|>"))
-    return "llama3" if llama3 and not chatml else "chatml"
+    """Which tags of a chat this tokenizer knows, "" for none. Where it knows both, those of ChatML
+    were added to a Llama on purpose."""
+    tags = {"chatml": "<|im_start|>", "llama3": "<|start_header_id|>"}
+    return next((name for name in tags if tokenizer.token_to_id(tags[name]) is not None), "")
 
 
 def opening(tokenizer) -> list[int]:

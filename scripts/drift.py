@@ -125,7 +125,7 @@ class Ruler:
                      "reward": reward(row, row["response"], row["finished"])} for row in rows]
         ids = [str(row["id"]) for row in rows]
         return sequences, ids, {"reward": float(numpy.mean([row["reward"] for row in rows])),
-                           "by_level": by_level(rows)}
+                                "by_level": by_level(rows)}
 
     def measure(self, path: str, number: int) -> dict:
         """The line of a model."""
@@ -150,8 +150,7 @@ class Ruler:
         tokens = sum(one.trained for one in sequences)
         return {"answers": len(sums), "tokens": tokens, "kl_per_token": float(sums.sum() / tokens),
                 "kl_per_answer": float(sums.mean()), "k1_per_answer": float(k1.mean()),
-                "standard_errors": [standard_error(x, ids, self.settings.seed)
-                                    for x in (sums, k1)]}
+                "standard_errors": [standard_error(x, ids, self.settings.seed) for x in (sums, k1)]}
 
 
 def table(rows: list[dict], texts: list[str]) -> str:

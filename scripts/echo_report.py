@@ -71,8 +71,9 @@ def read_runs(folder: str) -> tuple[list[dict], list[dict]]:
     for run in sorted(glob.glob(glob.escape(folder) + "/*-*/*-kl*-*")):
         mixture, width, algorithm, kl, seed = re.fullmatch(
             r".*/(.+)-(\d+)/(\w+)-kl(.+)-(\d+)", run).groups()
-        points = {int(os.path.basename(path)[:-5]): path for path in (
-            os.path.dirname(run) + "/eval/0.json", *glob.glob(glob.escape(run) + "/eval/*[0-9].json"))}
+        tests = glob.glob(glob.escape(run) + "/eval/*[0-9].json")       # No test's .config.json.
+        points = {int(os.path.basename(path)[:-5]): path
+                  for path in (os.path.dirname(run) + "/eval/0.json", *tests)}
         curve = rounds(run) if algorithm == "expert" else []
         if os.path.isdir(f"{run}/model"):
             curve = [row for row in read_jsonl(f"{run}/metrics.jsonl") if row["step"]]

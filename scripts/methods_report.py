@@ -47,13 +47,19 @@ def models(run: str) -> list[dict]:
     rows = []
     for part in ("rl", "tuned", "od"):
         for line in lines_of(f"{run}/drift/{part}.jsonl"):
-            folder, which = line["model"].split("/")[-2:]   # The run may have been renamed.
+            folder, which = place_of(line)
             name = folder if folder in ONE_BASE else "base"
             last = max(steps_of(run, name), default=0)
             step = int(which.removeprefix("step-")) if which.startswith("step-") else last
             rows.append({"run": run, "name": name, "step": step, "last": which == "model",
                          "tokens": tokens_sampled(run, name, step), **numbers(line)})
     return rows
+
+
+def place_of(line: dict) -> tuple[str, str]:
+    """The name of a model in its run, and `model` or `step-N`. The run may have been renamed."""
+    folder, which = os.path.split(line["model"])
+    return os.path.basename(folder), which
 
 
 def numbers(line: dict) -> dict:
@@ -68,7 +74,7 @@ def goals(run: str) -> list[dict]:
     rows = []
     for people, part in ((2, "test2"), (3, "threes")):
         for line in lines_of(f"{run}/drift/goals_{part}.jsonl"):
-            name = line["model"].split("/")[-2]
+            name, _ = place_of(line)
             rows.append({"run": run, "name": name, "people": people, **numbers(line)})
     return rows
 

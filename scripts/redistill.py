@@ -242,8 +242,8 @@ class Lab(Plan):
                     --parts base_{name}=0 --out {data}""", made=f"{data}/base_{name}.jsonl")
         # The test stands in the order of its levels, and effects take the first 200 of it.
         self.judge = "judge"
-        self.split("the test in another order, for the effects", [f"{settings.out}/data/base_test.jsonl"],
-                   "judge=0", flags="")
+        self.split("the test in another order, for the effects",
+                   [f"{settings.out}/data/base_test.jsonl"], "judge=0", flags="")
         if settings.smoke:
             self.at_toy_size()
 
@@ -279,7 +279,7 @@ class Lab(Plan):
                  ([], "three", f"--people 3 --num {three * 10 // 9} --seed 2 --cot search --exclude"
                   f" {data}/rl.jsonl {data}/test.jsonl")]
         if settings.test:
-            draws[:2] = draws[1::-1]
+            draws.insert(0, draws.pop(1))
         for official, name, flags in draws:
             if official:
                 self.split(f"official puzzles: {name}", official, f"{name}=0")

@@ -148,9 +148,9 @@ def read_run(run: str, policy: str) -> tuple[list[dict], list[dict], set[str]]:
         if "epochs" in settings:
             examples = [row for path in data_files(settings["data"])
                         for _, row in numbered_rows(path)]
-            # Without those that were too long. (Runs of before did not count.)
-            seen = steps[-1].get("examples", settings["epochs"] * len(examples))
-            count = min(len(examples), round(seen / settings["epochs"]))
+            count = len(examples)
+            if "examples" in steps[-1]:         # sft.py leaves out those that are too long.
+                count = min(count, round(steps[-1]["examples"] / settings["epochs"]))
             model |= {"made_with": "SFT", "examples": count}
             if all("tokens" in row for row in examples):
                 model["answer_tokens"] = sum(len(row["tokens"]) for row in examples)

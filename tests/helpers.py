@@ -151,8 +151,8 @@ def command(*flags, script="sft.py", ranks=0):
     return [sys.executable, *launch, os.path.join(ROOT, script), *map(str, flags)]
 
 
-def run(folder, *flags, ranks=0, **kwargs):
-    if ranks:
+def run(folder, *flags, ranks=0, fork=True, **kwargs):
+    if ranks or not fork:
         return subprocess.run(command(*flags, ranks=ranks, **kwargs), cwd=folder, text=True,
                               capture_output=True, timeout=300, env=ONE_THREAD)
     with tempfile.TemporaryDirectory() as said:
@@ -207,8 +207,6 @@ def finish(folder, out, *flags, script="sft.py", kills=0, seed=0):
         time.sleep(rng.random() * 0.5)
         process.kill()
         process.join()
-    done = run(folder, *flags, script=script) if kills else subprocess.run(
-        command(*flags, script=script), cwd=folder, text=True, capture_output=True, timeout=300,
-        env=ONE_THREAD)
+    done = run(folder, *flags, script=script, fork=kills > 0)      # see warm.py
     assert done.returncode == 0, done.stderr
     return done

@@ -60,7 +60,7 @@ def test_flags_come_from_the_dataclass():
     assert parse(Settings, "", "data", ["y", "--limit", "3"]) == Settings(data="y", limit=3)
 
 
-def test_limits_of_a_list_are_those_of_its_values(capsys):
+def test_limits_of_a_list_are_those_of_its_values():
     @dataclasses.dataclass
     class Some:
         steps: list = limits([1, 2], at_least=1)
