@@ -117,7 +117,7 @@ def test_a_gguf_file_becomes_a_model_directory(tmp_path, small):
     assert made.returncode == 0, made.stderr
     model = M.load(str(tmp_path / "model"))
     assert model.config.rms_norm_eps == 1e-5 and model.config.rope_theta == 1e5
-    assert model.eos_ids == (2, 0) and model.config.model_type == "llama"
+    assert model.eos_ids == (2,) and model.config.model_type == "llama"
     for name, weight in model.named_parameters():
         torch.testing.assert_close(weight, weights[name], rtol=1e-6, atol=1e-6)
     tokenizer = load_tokenizer(str(tmp_path / "model"))
